@@ -1,0 +1,1 @@
+"""The shared adapter: knows Milvus and vLLM, and no framework."""

@@ -1,0 +1,32 @@
+"""The time one call may take, handed down to everything it does."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """A moment on the monotonic clock; None is no limit."""
+
+    at: float | None = None
+
+    @classmethod
+    def after(cls, seconds: float | None) -> Deadline:
+        """Return the moment that is `seconds` from now."""
+        return cls(None if seconds is None else time.monotonic() + seconds)
+
+    def remaining(self) -> float | None:
+        """Return the seconds left, never below zero."""
+        return None if self.at is None else max(self.at - time.monotonic(), 0.0)
+
+    def within(self, seconds: float | None) -> float | None:
+        """Return the seconds left, or `seconds` where that is less."""
+        limits = [limit for limit in (self.remaining(), seconds) if limit is not None]
+        return min(limits, default=None)
+
+    def passes_within(self, seconds: float) -> bool:
+        """Tell whether the moment will have come `seconds` from now."""
+        left = self.remaining()
+        return left is not None and left <= seconds

@@ -1,0 +1,171 @@
+"""Writing Milvus filter expressions, and joining them so that one can never widen another."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from milvus_vllm_retrievers.errors import ConfigurationError, did_you_mean, excerpt
+
+if TYPE_CHECKING:
+    from milvus_vllm_retrievers.core.collection import CollectionLayout, ScalarField
+
+_CLOSING = {"(": ")", "[": "]", "{": "}"}
+
+# The only escapes that Milvus (Go's strconv.Unquote) and Milvus Lite both read in a
+# double-quoted literal. Every other character stands for itself, control characters too.
+_ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"})
+
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# What the grammars (Milvus's Plan.g4, Lite's tokens.py) read as something else than a field.
+_KEYWORD = re.compile(
+    r"and|or|not|in|is|null|like|exists|true|false|iso|interval|threshold|minimum_should_match|"
+    r"text_match|phrase_match|match_\w+|random_sample|element_filter|array_length|"
+    r"(array|json)_contains\w*|st_\w+|_seq|_partition",
+    re.IGNORECASE,
+)
+
+
+def literal(value: object) -> str:
+    """Write a value as an expression's literal.
+
+    Args:
+        value: A text, a bool, a number, or a list or tuple of them.
+
+    Raises:
+        ConfigurationError: Expressions cannot hold the value.
+    """
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return f'"{_encodable(value).translate(_ESCAPES)}"'
+    if isinstance(value, int):
+        if not -(2**63) < value < 2**63:
+            raise ConfigurationError(f"a filter's whole numbers have 64 bits, {value} needs more")
+        return str(int(value))
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ConfigurationError(f"Milvus cannot filter by {value}; pass a finite number")
+        return repr(float(value))
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(literal, value))}]"
+    raise ConfigurationError(
+        f"Milvus cannot filter by a {type(value).__name__}; pass a text, a number, a bool or a "
+        "list of them"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class FieldRef:
+    """A field as an expression names it; its `str()` is that name.
+
+    Attributes:
+        expr: The name, such as ``color``, ``$meta["any key"]`` or ``metadata["color"]``.
+        field: The schema field, None for a value inside JSON, which rows may lack.
+    """
+
+    expr: str
+    field: ScalarField | None
+
+    def __str__(self) -> str:
+        return self.expr
+
+    @property
+    def nullable(self) -> bool:
+        """Whether rows may lack a value."""
+        return self.field is None or self.field.nullable
+
+
+def field_ref(name: str, layout: CollectionLayout) -> FieldRef:
+    """Return how an expression names a field, so that no name can be read as anything else.
+
+    A name stands for the schema field of that name, else for a dynamic field where the
+    collection has them, else for a key of its JSON field where it has exactly one.
+
+    Raises:
+        ConfigurationError: No such field can be filtered by.
+    """
+    scalar = next((field for field in layout.scalars if field.name == name), None)
+    if scalar is not None:
+        return FieldRef(name, scalar)
+    if name in (vector.name for vector in layout.vector_fields):
+        raise ConfigurationError(f"field {name!r} holds vectors, which Milvus cannot filter by")
+    if layout.dynamic:
+        plain = _IDENTIFIER.fullmatch(name) and not _KEYWORD.fullmatch(name)
+        return FieldRef(name if plain else f"$meta[{_key(name)}]", None)
+    if len(layout.json_fields) == 1:
+        return FieldRef(f"{layout.json_fields[0]}[{_key(name)}]", None)
+    known = list(layout.scalar_fields)
+    raise ConfigurationError(
+        f"collection {layout.name!r} has no field {name!r}{did_you_mean(name, known)}; "
+        f"it has {known}, no dynamic fields, and not exactly one JSON field"
+    )
+
+
+def _key(name: str) -> str:
+    """Quote a JSON key: Milvus takes what is between the quotes as it is, without escapes."""
+    quote = "'" if '"' in name else '"'
+    if not name or quote in name or "][" in name or any(c in name for c in "\\\r\n"):
+        raise ConfigurationError(
+            f"Milvus cannot filter by the key {excerpt(name)!r}: a key is not empty and has no "
+            "backslash, no line break, no '][' and not both kinds of quotes"
+        )
+    return f"{quote}{_encodable(name)}{quote}"
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigurationError(
+            f"a filter's text must be valid Unicode: there is a lone surrogate at character "
+            f"{error.start}"
+        ) from error
+    return text
+
+
+def all_of(*expressions: str | None) -> str | None:
+    """AND expressions together, each standing on its own; None and blank ones are left out."""
+    given = [expr for expr in expressions if expr and expr.strip()]
+    if len(given) < 2:  # noqa: PLR2004 - nothing to join
+        return given[0] if given else None
+    return " and ".join(f"({expr})" for expr in given)
+
+
+def checked_expr(expr: str | None) -> None:
+    """Check that an expression's quotes and brackets close within it.
+
+    What does not is a mistake, or an attempt to leave the parentheses that `all_of` puts
+    around it and so to widen another filter.
+
+    Raises:
+        ConfigurationError: A quote or a bracket does not close, or closes what is not open.
+    """
+    if expr is None:
+        return
+    if not isinstance(expr, str):
+        raise ConfigurationError(f"expr must be a text, not {type(expr).__name__}")
+    expected: list[str] = []
+    quote = ""
+    skip = False
+    for character in expr:
+        if skip:
+            skip = False
+        elif quote:
+            skip = character == "\\"
+            quote = "" if character == quote else quote
+        elif character in "\"'":
+            quote = character
+        elif character in _CLOSING:
+            expected.append(_CLOSING[character])
+        elif character in ")]}" and (not expected or expected.pop() != character):
+            raise ConfigurationError(f"expr closes a {character!r} it did not open: {_shown(expr)}")
+    if quote or expected:
+        missing = quote or expected[-1]
+        raise ConfigurationError(f"expr is not complete, a {missing!r} is missing: {_shown(expr)}")
+
+
+def _shown(expr: str) -> str:
+    return repr(excerpt(expr))

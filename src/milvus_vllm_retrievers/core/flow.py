@@ -1,0 +1,310 @@
+"""One retrieval, decided once, as generators that say what they need.
+
+A flow yields steps (`Encode`, `CallMilvus`, `Rerank`, `Together`) and is sent each step's result,
+or has its error thrown in. It never touches a socket: `drivers` does the steps, blocking or async.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from milvus_vllm_retrievers.core import hits as hits_
+from milvus_vllm_retrievers.core import requests
+from milvus_vllm_retrievers.core.collection import CollectionLayout, VectorField
+from milvus_vllm_retrievers.core.deadline import Deadline
+from milvus_vllm_retrievers.core.hits import Hit, Ranking
+from milvus_vllm_retrievers.core.milvus import Server, is_not_loaded
+from milvus_vllm_retrievers.core.query import Encoder, Encoders, Query, SearchOptions
+from milvus_vllm_retrievers.core.requests import Leg, SearchCall
+from milvus_vllm_retrievers.errors import ConfigurationError, RerankError
+from milvus_vllm_retrievers.ranker import VLLMRanker
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Encode:
+    """Turn queries into vectors."""
+
+    encoder: Encoder
+    queries: Sequence[Query]
+
+
+@dataclass(frozen=True, slots=True)
+class CallMilvus:
+    """Call a method of the Milvus client."""
+
+    what: str
+    method: str
+    arguments: Mapping[str, Any]
+    deadline: Deadline
+
+
+@dataclass(frozen=True, slots=True)
+class Rerank:
+    """Ask vLLM for the scores of texts."""
+
+    query: str
+    texts: Sequence[str]
+    deadline: Deadline
+
+
+@dataclass(frozen=True, slots=True)
+class Together:
+    """Do several rerank steps at once, at most `limit` in flight."""
+
+    steps: Sequence[Rerank]
+    limit: int
+
+
+Step = Encode | CallMilvus | Rerank | Together
+Flow = Generator[Step, Any, T]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A collection and how it is searched, found out once.
+
+    Attributes:
+        layout: The collection's fields.
+        server: What its server can do.
+        text_field: The field that is reranked.
+        searched: The vector fields to search, each with what encodes a query for it.
+        output_fields: What is fetched of each hit.
+    """
+
+    layout: CollectionLayout
+    server: Server
+    text_field: str
+    searched: tuple[tuple[VectorField, Encoder | None], ...]
+    output_fields: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetSettings:
+    """What the caller says of the collection; None leaves it to the collection's layout."""
+
+    collection_name: str
+    text_field: str | None = None
+    vector_field: str | Sequence[str] | None = None
+    output_fields: Sequence[str] | None = None
+    encoders: Encoders = field(default_factory=Encoders)
+
+
+def find_target(settings: TargetSettings, deadline: Deadline) -> Flow[Target]:
+    """Read the collection's layout and the server's version."""
+    name = settings.collection_name
+    description = yield CallMilvus(
+        f"description of collection {name!r}",
+        "describe_collection",
+        {"collection_name": name},
+        deadline,
+    )
+    layout = CollectionLayout.from_description(description)
+    text_field = layout.text_field(settings.text_field)
+    version = yield CallMilvus("version of the Milvus server", "get_server_version", {}, deadline)
+    return Target(
+        layout=layout,
+        server=Server.from_version(str(version)),
+        text_field=text_field,
+        searched=layout.searched_fields(settings.vector_field, settings.encoders),
+        output_fields=tuple(layout.output_fields(settings.output_fields, text_field)),
+    )
+
+
+def reranks_in_milvus(ranker: VLLMRanker, server: Server) -> bool:
+    """Decide who reranks: Milvus (True) or this process (False).
+
+    Raises:
+        ConfigurationError: Mode is "server" and the server would ignore the ranker.
+    """
+    if ranker.mode == "client":
+        return False
+    if ranker.mode == "auto":
+        return server.known and server.provider == "vllm" and not ranker.client_only_reasons
+    if server.provider is None:
+        raise ConfigurationError(
+            f"mode='server' needs Milvus 2.6 or later; this server is {server.version!r} and "
+            "would ignore the ranker in silence. Use mode='auto' or 'client'"
+        )
+    return True
+
+
+def retrieve(
+    target: Target,
+    ranker: VLLMRanker | None,
+    queries: Sequence[Query],
+    options: SearchOptions,
+    deadline: Deadline,
+) -> Flow[list[list[Hit]]]:
+    """Retrieve `k` hits for each query: search, rerank, fall back where that was asked for."""
+    if options.expr_params and target.server.is_lite:
+        raise ConfigurationError(
+            "Milvus Lite takes no filter templates (expr_params): write the values into expr, "
+            "such as 'tenant == \"a\"'"
+        )
+    in_milvus = ranker is not None and reranks_in_milvus(ranker, target.server)
+    legs = yield from _legs(target, queries)
+    search = _Search(target, legs, options, deadline)
+    if ranker is None:
+        return (yield from search.plain(options.k))
+    if in_milvus:
+        found = yield from _reranked_by_milvus(search, ranker, queries)
+    else:
+        found = yield from _reranked_by_client(search, ranker, queries)
+    return [hits_.above(hits, options.score_threshold) for hits in found]
+
+
+def candidates(
+    target: Target, queries: Sequence[Query], options: SearchOptions, deadline: Deadline
+) -> Flow[list[list[Hit]]]:
+    """Retrieve what would be reranked, in retrieval order."""
+    legs = yield from _legs(target, queries)
+    limit = requests.candidate_limit(legs, options)
+    return (yield from _Search(target, legs, options, deadline).plain(limit))
+
+
+def rerank_texts(
+    ranker: VLLMRanker, pools: Sequence[tuple[str, Sequence[str]]], deadline: Deadline
+) -> Flow[list[list[float]]]:
+    """Score each query's texts in requests of `max_client_batch_size`, several at once.
+
+    Args:
+        ranker: The model, the size of a request and how many may be in flight.
+        pools: Query text and candidate texts, for each query.
+        deadline: When all must be done.
+
+    Returns:
+        For each query one score per text, in the texts' order.
+    """
+    steps, owners = [], []
+    for owner, (query, texts) in enumerate(pools):
+        size = ranker.max_client_batch_size or max(len(texts), 1)
+        for start in range(0, len(texts), size):
+            steps.append(Rerank(query, texts[start : start + size], deadline))
+            owners.append(owner)
+    scores: list[list[float]] = [[] for _ in pools]
+    if steps:
+        batches = yield Together(steps, ranker.max_concurrency)
+        for owner, batch in zip(owners, batches, strict=True):
+            scores[owner].extend(batch)
+    return scores
+
+
+def rank_texts(
+    ranker: VLLMRanker, query: str, texts: Sequence[str], deadline: Deadline
+) -> Flow[list[Ranking]]:
+    """Rank given texts; with `on_error="skip"` a failure keeps their order, marked."""
+    try:
+        scores = (yield from rerank_texts(ranker, [(query, texts)], deadline))[0]
+    except RerankError as error:
+        if ranker.on_error != "skip":
+            raise
+        return [Ranking(index, None, str(error)) for index in range(len(texts))]
+    return hits_.rank(scores)
+
+
+def _legs(target: Target, queries: Sequence[Query]) -> Flow[list[Leg]]:
+    encoded: dict[int, Sequence[Any]] = {}
+    legs = []
+    for vector, encoder in target.searched:
+        if encoder is None:
+            legs.append(Leg(vector, [query.text for query in queries]))
+            continue
+        if id(encoder) not in encoded:
+            encoded[id(encoder)] = yield Encode(encoder, queries)
+        legs.append(requests.make_leg(vector, encoded[id(encoder)]))
+    return legs
+
+
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """The searches one retrieval may need, over the same legs."""
+
+    target: Target
+    legs: Sequence[Leg]
+    options: SearchOptions
+    deadline: Deadline
+
+    def plain(self, limit: int) -> Flow[list[list[Hit]]]:
+        call = requests.plain_call(
+            self.target.layout.name,
+            self.legs,
+            self.options,
+            self.target.output_fields,
+            limit=limit,
+        )
+        return self._run(call)
+
+    def reranked(self, ranker: VLLMRanker, queries: Sequence[Query]) -> Flow[list[list[Hit]]]:
+        server = self.target.server
+        function = ranker.to_function(
+            [query.text for query in queries],
+            self.target.text_field,
+            provider=server.provider or "vllm",
+        )
+        call = requests.reranked_call(
+            self.target.layout.name,
+            self.legs,
+            self.options,
+            self.target.output_fields,
+            function=function,
+            search_reranks_exactly=not server.is_lite,
+        )
+        return self._run(call)
+
+    def _run(self, call: SearchCall) -> Flow[list[list[Hit]]]:
+        name = self.target.layout.name
+        step = CallMilvus(
+            f"{call.method} of collection {name!r}", call.method, call.arguments, self.deadline
+        )
+        try:
+            answer = yield step
+        except Exception as error:
+            if not is_not_loaded(error):
+                raise
+            yield CallMilvus(
+                f"loading collection {name!r}",
+                "load_collection",
+                {"collection_name": name},
+                self.deadline,
+            )
+            answer = yield step
+        primary_key, text_field = self.target.layout.primary_key, self.target.text_field
+        return [hits_.read_hits(rows, primary_key, text_field) for rows in answer]
+
+
+def _reranked_by_milvus(
+    search: _Search, ranker: VLLMRanker, queries: Sequence[Query]
+) -> Flow[list[list[Hit]]]:
+    try:
+        answer = yield from search.reranked(ranker, queries)
+    except RerankError as error:
+        if ranker.on_error == "raise":
+            raise
+        if ranker.on_error == "client":
+            return (yield from _reranked_by_client(search, ranker, queries))
+        found = yield from search.plain(search.options.k)
+        return [hits_.unranked(hits, reason=str(error)) for hits in found]
+    return [hits_.reranked_by_milvus(hits) for hits in answer]
+
+
+def _reranked_by_client(
+    search: _Search, ranker: VLLMRanker, queries: Sequence[Query]
+) -> Flow[list[list[Hit]]]:
+    k = search.options.k
+    pools = yield from search.plain(requests.candidate_limit(search.legs, search.options))
+    texts = [[hit.text or "" for hit in pool] for pool in pools]
+    asked = [(query.text, pool) for query, pool in zip(queries, texts, strict=True)]
+    try:
+        scores = yield from rerank_texts(ranker, asked, search.deadline)
+    except RerankError as error:
+        if ranker.on_error != "skip":
+            raise
+        return [hits_.unranked(pool[:k], reason=str(error)) for pool in pools]
+    return [
+        hits_.reranked_by_client(pool, pool_scores)[:k]
+        for pool, pool_scores in zip(pools, scores, strict=True)
+    ]

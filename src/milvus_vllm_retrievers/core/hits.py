@@ -1,0 +1,155 @@
+"""From what Milvus and vLLM answered to hits in their final order."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from milvus_vllm_retrievers.errors import SearchError
+
+PrimaryKey = int | str
+RerankedBy = Literal["milvus", "client"]
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One row that a search returned.
+
+    Attributes:
+        pk: The primary key.
+        text: The text field's value; None where the row has none.
+        fields: The other fields that were fetched, by name, the primary key included.
+        retrieval_score: What the search gave: a distance or similarity in the index's metric,
+            or an RRF score over several legs. None where a rerank score replaced it.
+        relevance_score: The rerank model's score (a float32), on the model's own scale. None
+            if the item was not reranked.
+        reranked_by: Who asked the model: ``"milvus"``, ``"client"`` or, unranked, None.
+        rerank_error: Why it is unranked although a ranker was given.
+    """
+
+    pk: PrimaryKey
+    text: str | None
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    retrieval_score: float | None = None
+    relevance_score: float | None = None
+    reranked_by: RerankedBy | None = None
+    rerank_error: str | None = None
+
+    def scores(self) -> dict[str, Any]:
+        """Return what a front end writes into an item's metadata, by its public names."""
+        scores: dict[str, Any] = {
+            "relevance_score": self.relevance_score,
+            "reranked_by": self.reranked_by,
+        }
+        if self.retrieval_score is not None:
+            scores["retrieval_score"] = self.retrieval_score
+        if self.rerank_error is not None:
+            scores["rerank_error"] = self.rerank_error
+        return scores
+
+
+def read_hits(rows: Iterable[Mapping[str, Any]], primary_key: str, text_field: str) -> list[Hit]:
+    """Read one query's rows as pymilvus returns them, scores taken as retrieval scores."""
+    return [_read_hit(row, primary_key, text_field) for row in rows]
+
+
+def _read_hit(row: Mapping[str, Any], primary_key: str, text_field: str) -> Hit:
+    # Servers before 2.4 answer with the key under "id", later ones under its field's name.
+    pk = row[primary_key] if primary_key in row else row.get("id")
+    if pk is None:
+        raise SearchError(f"Milvus returned a row without its primary key {primary_key!r}")
+    fields = {name: _plain(value) for name, value in dict(row["entity"]).items()}
+    text = fields.pop(text_field, None)
+    return Hit(
+        pk=pk,
+        text=text,
+        fields={primary_key: pk, **fields},
+        retrieval_score=float(row["distance"]),
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Make a list of what protobuf hands over as a repeated field."""
+    if isinstance(value, (str, bytes, int, float, dict, list, type(None))):
+        return value
+    return list(value) if isinstance(value, Iterable) else value
+
+
+def float32(value: float) -> float:
+    """Round to float32, as Milvus stores every score."""
+    try:
+        return float(struct.unpack("<f", struct.pack("<f", value))[0])
+    except OverflowError:
+        return float("inf") if value > 0 else float("-inf")
+
+
+def relevance_order(hit: Hit) -> tuple[float, PrimaryKey]:
+    """Sort key of reranked hits: relevance descending, ties by primary key ascending."""
+    return -(hit.relevance_score or 0.0), hit.pk
+
+
+def reranked_by_milvus(hits: Sequence[Hit]) -> list[Hit]:
+    """Take the scores of a search with a rerank Function for what they are."""
+    scored = [
+        replace(
+            hit,
+            relevance_score=hit.retrieval_score,
+            retrieval_score=None,
+            reranked_by="milvus",
+        )
+        for hit in hits
+    ]
+    return sorted(scored, key=relevance_order)
+
+
+def reranked_by_client(hits: Sequence[Hit], scores: Sequence[float]) -> list[Hit]:
+    """Give each hit the score of the same position and put them in order."""
+    scored = [
+        replace(hit, relevance_score=float32(score), reranked_by="client")
+        for hit, score in zip(hits, scores, strict=True)
+    ]
+    return sorted(scored, key=relevance_order)
+
+
+def unranked(hits: Sequence[Hit], reason: str) -> list[Hit]:
+    """Keep the retrieval order, with the reason on every hit."""
+    return [replace(hit, rerank_error=reason) for hit in hits]
+
+
+def above(hits: Iterable[Hit], threshold: float | None) -> list[Hit]:
+    """Drop hits whose relevance score is below the threshold; unscored ones stay."""
+    if threshold is None:
+        return list(hits)
+    return [h for h in hits if h.relevance_score is None or h.relevance_score >= threshold]
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """The place of one given text after reranking.
+
+    Attributes:
+        index: The text's position in what was given.
+        relevance_score: The model's score (a float32); None if reranking failed.
+        rerank_error: Why there is no score.
+    """
+
+    index: int
+    relevance_score: float | None
+    rerank_error: str | None = None
+
+    def scores(self) -> dict[str, Any]:
+        """Return what a front end writes into an item's metadata, by its public names."""
+        scored = self.relevance_score is not None
+        scores = {
+            "relevance_score": self.relevance_score,
+            "reranked_by": "client" if scored else None,
+        }
+        return scores if scored else {**scores, "rerank_error": self.rerank_error}
+
+
+def rank(scores: Sequence[float]) -> list[Ranking]:
+    """Order positions by score descending; equal scores keep the given order."""
+    ranked = [Ranking(index, float32(score)) for index, score in enumerate(scores)]
+    return sorted(ranked, key=lambda r: -(r.relevance_score or 0.0))

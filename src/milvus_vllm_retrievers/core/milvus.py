@@ -1,0 +1,271 @@
+"""Milvus at the edge: what a server can do, what its errors mean, and the connections."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from milvus_vllm_retrievers.core.per_loop import PerLoop
+from milvus_vllm_retrievers.errors import (
+    ConfigurationError,
+    MilvusVLLMError,
+    RerankConnectionError,
+    RerankError,
+    RerankStatusError,
+    RerankTimeoutError,
+    SearchError,
+    excerpt,
+)
+from milvus_vllm_retrievers.ranker import Provider
+
+if TYPE_CHECKING:
+    from pymilvus import AsyncMilvusClient, MilvusClient
+
+_FIRST_WITH_RERANK = (2, 6)
+_FIRST_LITE_WITH_RERANK = (3, 0)
+DEFAULT_URI = "http://localhost:19530"
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """What a Milvus server can do, as far as its version tells.
+
+    Attributes:
+        version: The version as the server words it.
+        known: Whether the version could be read.
+        provider: The rerank provider through which it reaches vLLM; None if it has none and
+            ignores rerank Functions in silence.
+    """
+
+    version: str
+    known: bool
+    provider: Provider | None
+
+    @classmethod
+    def from_version(cls, version: str) -> Server:
+        """Read ``2.6.4``, ``v2.6.4-dev``, ``milvus_lite-3.2.2`` or a sentence with a version."""
+        lite = re.search(r"milvus[_-]lite\D*(\d+)\.(\d+)", version, re.IGNORECASE)
+        if lite:
+            capable = _numbers(lite) >= _FIRST_LITE_WITH_RERANK
+            return cls(version, known=True, provider="cohere" if capable else None)
+        found = re.search(r"(\d+)\.(\d+)", version)
+        if not found:
+            return cls(version, known=False, provider="vllm")
+        capable = _numbers(found) >= _FIRST_WITH_RERANK
+        return cls(version, known=True, provider="vllm" if capable else None)
+
+    @property
+    def is_lite(self) -> bool:
+        """Whether this is Milvus Lite 3 or later."""
+        return self.provider == "cohere"
+
+
+def _numbers(found: re.Match[str]) -> tuple[int, ...]:
+    return tuple(int(group) for group in found.groups())
+
+
+# What servers say when the rerank service, not the search, failed. Milvus wraps it in
+# "call service failed"; Milvus Lite's Cohere provider has words of its own.
+_RERANK_FAILED = ("call service failed", "cohere api")
+_TIMED_OUT = ("timed out", "deadline exceeded", "context deadline")
+_UNREACHABLE = ("connection refused", "connection error", "no such host", "connection reset")
+
+# Texts of server errors, lower case, and what a user can do about each.
+_HINTS = (
+    ("unknown rerank model provider", "this Milvus has no provider 'vllm': use mode='client'"),
+    ("unknown rerank provider", "this Milvus has no such provider: use mode='client'"),
+    ("is disabled", "enable provider vllm in milvus.yaml, or use mode='client'"),
+    ("unsupported reranker", "this Milvus cannot rerank by a model: use mode='client'"),
+    ("not a valid http/https link", "set the ranker's server_endpoint to vLLM's base URL"),
+    ("must be varchar", "name a VARCHAR field with text_field="),
+    ("not loaded", "load the collection first: client.load_collection(...)"),
+    ("in state 'released'", "load the collection first: client.load_collection(...)"),
+    ("does not exist", "check collection_name, db_name and the Milvus uri"),
+    ("can't find collection", "check collection_name, db_name and the Milvus uri"),
+    ("collection not found", "check collection_name, db_name and the Milvus uri"),
+    ("cannot parse expression", "check the filter (expr)"),
+    ("unexpected character", "check the filter (expr)"),
+    ("filter parse", "check the filter (expr)"),
+    ("unimplemented", "this Milvus is too old for it; several vector fields need 2.4 or later"),
+)
+
+
+def is_not_loaded(error: Exception) -> bool:
+    """Tell whether Milvus refused a search because the collection is released."""
+    text = str(error).lower()
+    return "not loaded" in text or "in state 'released'" in text
+
+
+def explain_error(error: Exception, what: str) -> MilvusVLLMError:
+    """Translate what pymilvus raised.
+
+    Args:
+        error: A MilvusException, or what grpc raised.
+        what: What was tried, for the message, such as ``search of collection 'docs'``.
+
+    Returns:
+        A `RerankError` where the rerank service failed inside the search, else a `SearchError`.
+    """
+    message = excerpt(str(getattr(error, "message", "") or error), 2 * 200)
+    lowered = message.lower()
+    if any(sign in lowered for sign in _RERANK_FAILED):
+        return _rerank_error(message, lowered)
+    hint = next((advice for sign, advice in _HINTS if sign in lowered), None)
+    return SearchError(f"{what} failed: {message}" + (f" ({hint})" if hint else ""))
+
+
+def _rerank_error(message: str, lowered: str) -> RerankError:
+    text = f"reranking inside Milvus failed: {message}"
+    if any(sign in lowered for sign in _TIMED_OUT):
+        return RerankTimeoutError(text)
+    if any(sign in lowered for sign in _UNREACHABLE):
+        return RerankConnectionError(
+            f"{text} (vLLM must be reachable from Milvus: set server_endpoint, or mode='client')"
+        )
+    status = re.search(r"(?:api error|status(?: code)?:?|code:?) (\d{3})\b", lowered)
+    if not status:
+        return RerankError(text)
+    return RerankStatusError(
+        text + _length_hint(lowered), status_code=int(status.group(1)), body=excerpt(message)
+    )
+
+
+def _length_hint(lowered: str) -> str:
+    if "maximum context length" not in lowered and "max_model_len" not in lowered:
+        return ""
+    return (
+        " (Milvus Lite cannot truncate: shorten the stored text, use mode='client', or "
+        "on_error='client' for such queries)"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionSettings:
+    """Where Milvus is and how to log in.
+
+    Args:
+        uri: ``http(s)://host:port``, or the path of a Milvus Lite file (``./x.db``).
+        token: ``user:password`` or an api key; empty for none.
+        db_name: Database; empty for the default one.
+        connection_args: Further arguments of pymilvus's client (TLS files, user, password).
+    """
+
+    uri: str = DEFAULT_URI
+    token: str = field(default="", repr=False)
+    db_name: str = ""
+    connection_args: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the keyword arguments of pymilvus's clients."""
+        given = {"uri": self.uri, "token": self.token, "db_name": self.db_name}
+        return {**{k: v for k, v in given.items() if v}, **self.connection_args}
+
+
+class MilvusConnection:
+    """A blocking client and one async client per event loop, owned or borrowed.
+
+    Clients that were passed in are used as they are and never closed; the others are made on
+    first use and closed by `close` / `aclose`.
+
+    Args:
+        settings: For the clients to make.
+        client: A blocking client to borrow.
+        async_client: An async client to borrow; it works in the event loop it first ran in.
+    """
+
+    def __init__(
+        self,
+        settings: ConnectionSettings,
+        client: MilvusClient | None = None,
+        async_client: AsyncMilvusClient | None = None,
+    ) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._borrowed = client
+        self._borrowed_async = async_client
+        self._owned: MilvusClient | None = None
+        self._owned_async = PerLoop(self._new_async_client, _close_async)
+
+    def client(self) -> MilvusClient:
+        """Return the blocking client.
+
+        Raises:
+            ConfigurationError: Only an async client was passed.
+            SearchError: Milvus cannot be reached.
+        """
+        if self._borrowed is not None:
+            return self._borrowed
+        if self._borrowed_async is not None and self._settings == ConnectionSettings():
+            raise ConfigurationError(
+                "only an async_client was given: pass client= (or uri=) too for blocking calls"
+            )
+        with self._lock:
+            if self._owned is None:
+                from pymilvus import MilvusClient  # noqa: PLC0415 - seconds of import time
+
+                self._owned = self._connect(MilvusClient, self._settings.arguments())
+            return self._owned
+
+    async def async_client(self) -> AsyncMilvusClient:
+        """Return the running event loop's client.
+
+        Raises:
+            ConfigurationError: Only a blocking client was passed and it does not tell where
+                its server is.
+            SearchError: Milvus cannot be reached.
+        """
+        return self._borrowed_async or await self._owned_async.get()
+
+    def close(self) -> None:
+        """Close the blocking client, if it is ours."""
+        with self._lock:
+            client, self._owned = self._owned, None
+        if client is not None:
+            client.close()
+
+    async def aclose(self) -> None:
+        """Close this event loop's client and the blocking one, as far as they are ours."""
+        await self._owned_async.close()
+        self.close()
+
+    def _new_async_client(self) -> AsyncMilvusClient:
+        from pymilvus import AsyncMilvusClient  # noqa: PLC0415 - seconds of import time
+
+        arguments = self._settings.arguments()
+        if self._borrowed is not None:
+            arguments = _arguments_of(self._borrowed)
+        return self._connect(AsyncMilvusClient, arguments)
+
+    def _connect(self, make: Any, arguments: Mapping[str, Any]) -> Any:
+        try:
+            return make(**arguments)
+        except Exception as error:
+            shown = re.sub(r"//[^/@]*@", "//***@", str(arguments.get("uri")))
+            raise SearchError(
+                f"cannot connect to Milvus at {shown!r}: {excerpt(str(error))}. Is it "
+                "running? For Milvus Lite, give a path ending in .db and install the extra "
+                "'lite' (pip install 'milvus-vllm-retrievers[lite]')"
+            ) from error
+
+
+def _arguments_of(client: MilvusClient) -> dict[str, Any]:
+    """Read from a blocking client how to connect an async one to the same server."""
+    config = getattr(client, "_config", None)
+    if config is None:
+        raise ConfigurationError(
+            "the blocking client that was passed does not tell its server: pass async_client= "
+            "(or uri=) too for async calls"
+        )
+    return {
+        "uri": config.uri,
+        "token": config.token,
+        "db_name": config.db_name,
+        **dict(config.handler_kwargs),
+    }
+
+
+async def _close_async(client: AsyncMilvusClient) -> None:
+    await client.close()

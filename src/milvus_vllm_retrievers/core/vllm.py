@@ -1,0 +1,318 @@
+"""vLLM's rerank API: pure functions that build, read and judge, and the client that sends.
+
+Source of the shapes: vLLM 0.32.0, measured (`/v1/rerank`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+from urllib.parse import urljoin
+
+import httpx
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    Retrying,
+    stop_after_attempt,
+    wait_exponential,
+    wait_random,
+)
+
+from milvus_vllm_retrievers.core.deadline import Deadline
+from milvus_vllm_retrievers.core.per_loop import PerLoop
+from milvus_vllm_retrievers.errors import (
+    RerankConnectionError,
+    RerankResponseError,
+    RerankStatusError,
+    RerankTimeoutError,
+    excerpt,
+)
+from milvus_vllm_retrievers.ranker import VLLMRanker
+
+_RETRIED_STATUSES = frozenset({429, 502, 503, 504})
+_RETRIED_ONCE_STATUS = 500
+_LONGEST_WAIT = 8.0
+# vLLM (uvicorn) closes an idle connection after 5 s; let go of it before that.
+_LIMITS = httpx.Limits(keepalive_expiry=3.0)
+_NO_DEADLINE = Deadline()
+_OK = 200
+_UNAUTHORIZED = (401, 403)
+_NOT_FOUND = 404
+_BAD_REQUEST = 400
+_REDIRECTS = range(300, 400)
+
+
+@dataclass(frozen=True, slots=True)
+class RerankRequest:
+    """One rerank request, ready to be sent.
+
+    Attributes:
+        url: Where to.
+        headers: The headers, the api key among them.
+        content: The JSON body.
+        documents: How many documents it asks about.
+    """
+
+    url: str
+    headers: Mapping[str, str]
+    content: bytes
+    documents: int
+
+
+class Response(Protocol):
+    """What is read of an HTTP response."""
+
+    @property
+    def status_code(self) -> int:
+        """The HTTP status."""
+
+    @property
+    def headers(self) -> httpx.Headers:
+        """The headers."""
+
+    @property
+    def text(self) -> str:
+        """The body as text."""
+
+
+def build_request(ranker: VLLMRanker, query: str, documents: Sequence[str]) -> RerankRequest:
+    """Build the request for the scores of `documents` against `query`."""
+    body: dict[str, Any] = {"query": query, "documents": list(documents)}
+    if ranker.model is not None:
+        body["model"] = ranker.model
+    if ranker.truncate_prompt_tokens is not None:
+        body["truncate_prompt_tokens"] = ranker.truncate_prompt_tokens
+    if ranker.instruction is not None:
+        body["instruction"] = ranker.instruction
+    body.update(ranker.extra_body or {})
+    headers = {"content-type": "application/json", "accept": "application/json"}
+    if ranker.api_key is not None:
+        headers["authorization"] = f"Bearer {ranker.api_key.get_secret_value()}"
+    return RerankRequest(
+        url=f"{ranker.endpoint}/v1/rerank",
+        headers=headers,
+        # A lone surrogate is no valid UTF-8: it is sent as "?".
+        content=json.dumps(body, ensure_ascii=False).encode("utf-8", "replace"),
+        documents=len(documents),
+    )
+
+
+def read_scores(response: Response, request: RerankRequest) -> list[float]:
+    """Read one finite score for each document, in the documents' order.
+
+    Raises:
+        RerankStatusError: The status is not 200.
+        RerankResponseError: The answer does not give every document one finite score.
+    """
+    if response.status_code != _OK:
+        raise status_error(response, request)
+    try:
+        results = json.loads(response.text)["results"]
+        scores = {int(r["index"]): float(r["relevance_score"]) for r in results}
+    except (ValueError, TypeError, KeyError) as error:
+        raise RerankResponseError(
+            f"{request.url} answered with something other than rerank results "
+            f"({excerpt(response.text)!r}): is it vLLM's base URL?"
+        ) from error
+    wanted = set(range(request.documents))
+    if len(results) != request.documents or set(scores) != wanted:
+        raise RerankResponseError(
+            f"{request.url} answered with {len(results)} results for {request.documents} "
+            f"documents ({len(wanted - set(scores))} of them without a score): a gateway may "
+            "drop or repeat documents"
+        )
+    if not all(math.isfinite(score) for score in scores.values()):
+        raise RerankResponseError(
+            f"{request.url} answered with a score that is not a finite number: the model's "
+            "weights or data type do not fit (try --dtype bfloat16 or float32)"
+        )
+    return [scores[i] for i in range(request.documents)]
+
+
+def status_error(response: Response, request: RerankRequest) -> RerankStatusError:
+    """Make the error for a status other than 200, with what to do about it."""
+    status, body = response.status_code, excerpt(response.text)
+    return RerankStatusError(
+        f"{request.url} answered {status}: {_error_text(response.text)}{_hint(response, request)}",
+        status_code=status,
+        body=body,
+        retry_after=_retry_after(response.headers),
+    )
+
+
+def _error_text(body: str) -> str:
+    """Return the message of vLLM's error answers (they have three shapes), or the body."""
+    try:
+        answer = json.loads(body)
+    except ValueError:
+        return excerpt(body)
+    if isinstance(answer, dict):
+        error = answer.get("error", answer.get("detail", body))
+        return excerpt(str(error.get("message", body) if isinstance(error, dict) else error))
+    return excerpt(body)
+
+
+def _hint(response: Response, request: RerankRequest) -> str:
+    status = response.status_code
+    if status in _UNAUTHORIZED:
+        return ". Check the ranker's api_key"
+    if status == _NOT_FOUND:
+        return (
+            ". Check the ranker's model name and endpoint; vLLM serves /v1/rerank only for "
+            "embedding and one-label classification models"
+        )
+    if status == _BAD_REQUEST:
+        return (
+            ". If a document is too long, keep truncate_prompt_tokens=-1; one bad document "
+            "fails its whole request"
+        )
+    if status in _REDIRECTS:
+        target = urljoin(request.url, response.headers.get("location", ""))
+        return f". It redirects to {target!r}; redirects are not followed: set that endpoint"
+    return ""
+
+
+def transport_error(error: httpx.HTTPError, request: RerankRequest) -> RerankConnectionError:
+    """Make the error for a request that got no answer."""
+    if isinstance(error, httpx.TimeoutException):
+        return RerankTimeoutError(
+            f"{request.url} did not answer in time ({type(error).__name__}); raise the ranker's "
+            "timeout, or rerank fewer candidates (fetch_k)"
+        )
+    return RerankConnectionError(
+        f"{request.url} could not be reached or broke off ({type(error).__name__}: {error}); "
+        "is vLLM running there?"
+    )
+
+
+def should_retry(state: RetryCallState) -> bool:
+    """Tell whether the failure of this attempt may be gone in the next."""
+    error = state.outcome.exception() if state.outcome else None
+    if isinstance(error, RerankStatusError):
+        if error.status_code == _RETRIED_ONCE_STATUS:
+            return state.attempt_number == 1
+        return error.status_code in _RETRIED_STATUSES
+    return isinstance(error, RerankConnectionError) and not isinstance(error, RerankTimeoutError)
+
+
+_backoff = wait_exponential(multiplier=0.2, max=_LONGEST_WAIT) + wait_random(0, 0.2)
+
+
+def seconds_to_wait(state: RetryCallState) -> float:
+    """Return the pause before the next attempt: a growing one, or what Retry-After asks."""
+    error = state.outcome.exception() if state.outcome else None
+    asked = error.retry_after if isinstance(error, RerankStatusError) else None
+    return max(_backoff(state), asked or 0.0)
+
+
+def _retry_after(headers: httpx.Headers) -> float | None:
+    """Read a Retry-After header given in seconds."""
+    try:
+        seconds = float(headers.get("retry-after", ""))
+    except ValueError:
+        return None
+    return max(seconds, 0.0) if math.isfinite(seconds) else None
+
+
+class VLLMClient:
+    """Sends rerank requests, blocking or async; safe to share between threads and loops.
+
+    Args:
+        ranker: Endpoint, model, timeout and retries.
+    """
+
+    def __init__(self, ranker: VLLMRanker) -> None:
+        self._ranker = ranker
+        self._lock = threading.Lock()
+        self._client: httpx.Client | None = None
+        self._async_clients = PerLoop(_new_async_client, httpx.AsyncClient.aclose)
+
+    def rerank(
+        self, query: str, documents: Sequence[str], deadline: Deadline = _NO_DEADLINE
+    ) -> list[float]:
+        """Score documents, retrying as the ranker says.
+
+        Args:
+            query: The query text.
+            documents: One text or more.
+            deadline: When all tries together must be done.
+
+        Returns:
+            One score per document, in the documents' order.
+
+        Raises:
+            RerankError: No attempt brought a score for every document.
+        """
+        request = build_request(self._ranker, query, documents)
+        retrying = Retrying(**self._retry_policy(deadline))
+        return retrying(self._send, request, deadline)
+
+    async def arerank(
+        self, query: str, documents: Sequence[str], deadline: Deadline = _NO_DEADLINE
+    ) -> list[float]:
+        """Score documents; the async twin of `rerank`."""
+        request = build_request(self._ranker, query, documents)
+        retrying = AsyncRetrying(**self._retry_policy(deadline))
+        return await retrying(self._asend, request, deadline)
+
+    def close(self) -> None:
+        """Close the blocking client's connections."""
+        with self._lock:
+            client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+    async def aclose(self) -> None:
+        """Close this event loop's connections, and the blocking client's."""
+        await self._async_clients.close()
+        self.close()
+
+    def _send(self, request: RerankRequest, deadline: Deadline) -> list[float]:
+        try:
+            response = self._blocking_client().post(**self._post_arguments(request, deadline))
+        except httpx.HTTPError as error:
+            raise transport_error(error, request) from error
+        return read_scores(response, request)
+
+    async def _asend(self, request: RerankRequest, deadline: Deadline) -> list[float]:
+        client = await self._async_clients.get()
+        try:
+            response = await client.post(**self._post_arguments(request, deadline))
+        except httpx.HTTPError as error:
+            raise transport_error(error, request) from error
+        return read_scores(response, request)
+
+    def _post_arguments(self, request: RerankRequest, deadline: Deadline) -> dict[str, Any]:
+        return {
+            "url": request.url,
+            "content": request.content,
+            "headers": request.headers,
+            "timeout": deadline.within(self._ranker.timeout),
+        }
+
+    def _blocking_client(self) -> httpx.Client:
+        with self._lock:
+            if self._client is None:
+                self._client = httpx.Client(limits=_LIMITS)
+                # Sockets are closed also where nobody calls close, as with most retrievers.
+                weakref.finalize(self, self._client.close)
+            return self._client
+
+    def _retry_policy(self, deadline: Deadline) -> dict[str, Any]:
+        attempts = stop_after_attempt(1 + self._ranker.max_retries)
+        return {
+            "retry": should_retry,
+            "wait": seconds_to_wait,
+            "stop": lambda s: attempts(s) or deadline.passes_within(s.upcoming_sleep),
+            "reraise": True,
+        }
+
+
+def _new_async_client() -> httpx.AsyncClient:
+    return httpx.AsyncClient(limits=_LIMITS)

@@ -1,0 +1,117 @@
+"""One hierarchy of errors; each says what went wrong and what to do next."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+_EXCERPT_CHARACTERS = 200
+
+T = TypeVar("T")
+
+
+class MilvusVLLMError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class ConfigurationError(MilvusVLLMError, ValueError):
+    """What was asked for cannot work; change the argument or the collection that it names."""
+
+
+class MissingDependencyError(MilvusVLLMError, ImportError):
+    """An optional package is not installed; the message names the extra that brings it."""
+
+
+class SearchError(MilvusVLLMError):
+    """Milvus did not answer a search; look at the server, the collection or the filter."""
+
+
+class RerankError(MilvusVLLMError):
+    """The candidates were found but could not be reranked; `on_error` decides what follows."""
+
+
+class RerankStatusError(RerankError):
+    """vLLM, or a gateway before it, answered with an HTTP error.
+
+    Attributes:
+        status_code: The HTTP status.
+        body: The start of the answer's body, at most 200 characters.
+        retry_after: Seconds the answer asks to wait before another try, where it does.
+    """
+
+    def __init__(
+        self, message: str, *, status_code: int, body: str, retry_after: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status_code = status_code
+        self.body = body
+        self.retry_after = retry_after
+
+
+class RerankConnectionError(RerankError):
+    """vLLM could not be reached, or the connection broke before the answer was complete."""
+
+
+class RerankTimeoutError(RerankConnectionError):
+    """vLLM did not answer in time; raise `timeout` or rerank fewer or shorter candidates."""
+
+
+class RerankResponseError(RerankError):
+    """vLLM answered, but not with one finite score for every document."""
+
+
+def excerpt(text: str, limit: int = _EXCERPT_CHARACTERS) -> str:
+    """Shorten `text` to what may stand in an error message."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def did_you_mean(name: str, choices: list[str]) -> str:
+    """Return `` (did you mean 'x'?)`` for the nearest of `choices`, or an empty string."""
+    near = difflib.get_close_matches(name, choices, n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def configuration_errors(*positional: str) -> Callable[[type[T]], type[T]]:
+    """Decorate a pydantic class so that it raises `ConfigurationError`, not pydantic's own error.
+
+    Pydantic's report quotes the values it was given, which may be secrets; ours names the
+    argument and the rule, and for an unknown argument the nearest known one.
+
+    Args:
+        *positional: Arguments that may be given by position, which pydantic models do not take.
+    """
+
+    def decorate(cls: type[T]) -> type[T]:
+        original = cls.__init__
+
+        @functools.wraps(original)
+        def checked_init(self: Any, *args: Any, **kwargs: Any) -> None:
+            by_name = dict(zip(positional, args, strict=False))
+            try:
+                original(self, *args[len(by_name) :], **by_name, **kwargs)
+            except ValidationError as error:
+                raise ConfigurationError(_describe(cls, error)) from None
+
+        cls.__init__ = checked_init  # type: ignore[method-assign]
+        return cls
+
+    return decorate
+
+
+def _describe(cls: type[Any], error: ValidationError) -> str:
+    known = list(getattr(cls, "__pydantic_fields__", {}))
+    lines = []
+    for problem in error.errors(include_url=False, include_input=False, include_context=True):
+        name = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] in {"extra_forbidden", "unexpected_keyword_argument"}:
+            lines.append(f"unknown argument {name!r}{did_you_mean(name, known)}")
+        elif problem["type"] in {"missing", "missing_argument"}:
+            lines.append(f"argument {name!r} is required")
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            lines.append(f"{name}: {message}" if name else message)
+    return f"{cls.__name__}: " + "; ".join(lines)

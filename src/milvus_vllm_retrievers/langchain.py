@@ -1,0 +1,326 @@
+"""LangChain: a retriever over Milvus reranked by vLLM, and a document compressor for any documents.
+
+from milvus_vllm_retrievers.langchain import MilvusVLLMRetriever, VLLMRanker
+
+retriever = MilvusVLLMRetriever("docs", ranker=VLLMRanker("http://localhost:8000"))
+retriever.invoke("how do I rotate the keys?")
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import ConfigDict, Field, PositiveInt, PrivateAttr, SecretStr, model_validator
+from typing_extensions import Self
+
+from milvus_vllm_retrievers.core.adapter import MilvusVLLMAdapter, TextReranker
+from milvus_vllm_retrievers.core.flow import TargetSettings
+from milvus_vllm_retrievers.core.hits import Hit, Ranking
+from milvus_vllm_retrievers.core.milvus import DEFAULT_URI, ConnectionSettings, MilvusConnection
+from milvus_vllm_retrievers.core.query import (
+    Encoder,
+    Encoders,
+    Query,
+    SearchOptions,
+    sparse_encoder,
+)
+from milvus_vllm_retrievers.errors import MissingDependencyError, configuration_errors
+from milvus_vllm_retrievers.explain import Explanation, aexplain, explain
+from milvus_vllm_retrievers.ranker import VLLMRanker, ranker_from
+
+try:
+    from langchain_core.callbacks import (
+        AsyncCallbackManagerForRetrieverRun,
+        CallbackManagerForRetrieverRun,
+        Callbacks,
+    )
+    from langchain_core.documents import BaseDocumentCompressor, Document
+    from langchain_core.embeddings import Embeddings
+    from langchain_core.retrievers import BaseRetriever
+except ImportError as error:
+    raise MissingDependencyError(
+        "milvus_vllm_retrievers.langchain needs langchain-core: "
+        "pip install 'milvus-vllm-retrievers[langchain]'"
+    ) from error
+
+__all__ = ["MilvusVLLMRetriever", "VLLMRanker", "VLLMRerank"]
+
+
+@configuration_errors("collection_name")
+class MilvusVLLMRetriever(BaseRetriever):
+    """Retrieves Documents from a Milvus collection, reranked by a model that vLLM serves.
+
+    In the common case the collection's name and a ranker are all it takes: the primary key,
+    the text field and the vector fields are read from the collection.
+
+    Documents carry ``id`` (the primary key as text), ``page_content`` (the text field) and in
+    ``metadata`` the row's other fields, ``relevance_score`` (the model's score, on its own
+    scale), ``retrieval_score`` (where it is known), ``reranked_by`` (``"milvus"``,
+    ``"client"`` or None) and, on an item that a failure left unranked, ``rerank_error``.
+
+    Per call: ``retriever.invoke(query, k=..., fetch_k=..., expr=..., expr_params=...)``. A
+    filter given per call is AND-ed to the constructor's.
+
+    Args:
+        collection_name: The Milvus collection.
+        ranker: How candidates are reranked. None leaves the retrieval order; several vector
+            fields are then fused by RRF.
+        uri: Milvus's address, or the path of a Milvus Lite file. Default
+            ``http://localhost:19530``.
+        token: ``user:password`` or an api key of Milvus.
+        db_name: Database; empty is the default one.
+        connection_args: Further arguments of pymilvus's client, such as TLS files.
+        client: A pymilvus MilvusClient to use in place of `uri`; it is never closed.
+        async_client: An AsyncMilvusClient to use in the event loop it belongs to.
+        embedding: The LangChain embedding model of dense fields, or a mapping of field names
+            to models. BM25 and TEXT_EMBEDDING fields need none.
+        sparse_embedding: For sparse fields other than BM25: a callable from text to
+            ``{dimension: weight}``, or an object with ``embed_query`` that does it.
+        vector_field: The vector field or fields to search; None is every one that the query
+            can reach.
+        text_field: The VARCHAR field that is reranked and becomes ``page_content``.
+        output_fields: Fields for the metadata; None is all but vectors.
+        k: Documents to return. Default 4.
+        fetch_k: Candidates per vector field that are reranked. Default: 50, or `k` if larger.
+        expr: Milvus boolean expression that every document must match.
+        expr_params: Values of the expression's templates (not on Milvus Lite).
+        partition_names: Partitions to search; None is all.
+        consistency_level: Such as ``"Strong"``; None is the collection's own.
+        search_params: Parameters of the index, common or by vector field.
+        score_threshold: Least relevance score of a returned document.
+        timeout: Seconds for one call as a whole; None waits without limit.
+
+    Raises:
+        ConfigurationError: An argument is unknown or out of range, or (on the first call) does
+            not fit the collection or the server.
+        SearchError: Milvus did not answer (on a call).
+        RerankError: Reranking failed and the ranker's `on_error` does not cover it (on a call).
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", arbitrary_types_allowed=True, hide_input_in_errors=True
+    )
+
+    collection_name: str = Field(min_length=1)
+    ranker: VLLMRanker | None = None
+    uri: str = Field(default=DEFAULT_URI, repr=False)
+    token: SecretStr = SecretStr("")
+    db_name: str = ""
+    connection_args: Mapping[str, Any] = Field(default_factory=dict, repr=False)
+    client: Any = Field(default=None, repr=False)
+    async_client: Any = Field(default=None, repr=False)
+    embedding: Embeddings | Mapping[str, Embeddings] | None = Field(default=None, repr=False)
+    sparse_embedding: Any = Field(default=None, repr=False)
+    vector_field: str | Sequence[str] | None = None
+    text_field: str | None = None
+    output_fields: Sequence[str] | None = None
+    k: int = 4
+    fetch_k: int | None = None
+    expr: str | None = None
+    expr_params: Mapping[str, Any] | None = None
+    partition_names: Sequence[str] | None = None
+    consistency_level: str | int | None = None
+    search_params: Mapping[str, Any] | None = None
+    score_threshold: float | None = None
+    timeout: float | None = None
+
+    _adapter: MilvusVLLMAdapter = PrivateAttr()
+
+    @model_validator(mode="after")
+    def _build(self) -> Self:
+        self._options()
+        self._adapter = MilvusVLLMAdapter(
+            MilvusConnection(
+                ConnectionSettings(
+                    uri=self.uri,
+                    token=self.token.get_secret_value(),
+                    db_name=self.db_name,
+                    connection_args=self.connection_args,
+                ),
+                client=self.client,
+                async_client=self.async_client,
+            ),
+            TargetSettings(
+                collection_name=self.collection_name,
+                text_field=self.text_field,
+                vector_field=self.vector_field,
+                output_fields=self.output_fields,
+                encoders=_encoders(self.embedding, self.sparse_embedding),
+            ),
+            self.ranker,
+        )
+        return self
+
+    def _options(self, **per_call: Any) -> SearchOptions:
+        return SearchOptions(
+            k=self.k,
+            fetch_k=self.fetch_k,
+            expr=self.expr,
+            expr_params=self.expr_params,
+            partition_names=self.partition_names,
+            consistency_level=self.consistency_level,
+            search_params=self.search_params,
+            score_threshold=self.score_threshold,
+            timeout=self.timeout,
+        ).narrowed(**per_call)
+
+    def _get_relevant_documents(
+        self,
+        query: str,
+        *,
+        run_manager: CallbackManagerForRetrieverRun,  # noqa: ARG002 - LangChain's interface
+        k: int | None = None,
+        fetch_k: int | None = None,
+        expr: str | None = None,
+        expr_params: Mapping[str, Any] | None = None,
+    ) -> list[Document]:
+        options = self._options(k=k, fetch_k=fetch_k, expr=expr, expr_params=expr_params)
+        return [_document(hit) for hit in self._adapter.retrieve(Query(query), options)]
+
+    async def _aget_relevant_documents(
+        self,
+        query: str,
+        *,
+        run_manager: AsyncCallbackManagerForRetrieverRun,  # noqa: ARG002 - LangChain's interface
+        k: int | None = None,
+        fetch_k: int | None = None,
+        expr: str | None = None,
+        expr_params: Mapping[str, Any] | None = None,
+    ) -> list[Document]:
+        options = self._options(k=k, fetch_k=fetch_k, expr=expr, expr_params=expr_params)
+        return [_document(hit) for hit in await self._adapter.aretrieve(Query(query), options)]
+
+    def explain(self, query: str, **per_call: Any) -> Explanation:
+        """Show what reranking does to a query: each result's place before and after.
+
+        Args:
+            query: The query text.
+            **per_call: `k`, `fetch_k`, `expr`, `expr_params`, as for `invoke`.
+        """
+        return explain(self._adapter, Query(query), self._options(**per_call))
+
+    async def aexplain(self, query: str, **per_call: Any) -> Explanation:
+        """Show what reranking does to a query; the async twin of `explain`."""
+        return await aexplain(self._adapter, Query(query), self._options(**per_call))
+
+    def close(self) -> None:
+        """Close the blocking connections that were made here; borrowed clients stay open."""
+        self._adapter.close()
+
+    async def aclose(self) -> None:
+        """Close this event loop's connections and the blocking ones that were made here."""
+        await self._adapter.aclose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+
+@configuration_errors("ranker")
+class VLLMRerank(BaseDocumentCompressor):
+    """Reranks any Documents straight against vLLM, best first.
+
+    For use in a ContextualCompressionRetriever or by itself. The Documents that were given stay
+    as they are; copies come back with ``relevance_score`` and ``reranked_by`` in their metadata.
+    Equal scores keep the given order.
+
+    Args:
+        ranker: How documents are reranked. In place of it, name `endpoint` and `model`.
+        endpoint: vLLM's base URL, such as ``http://localhost:8000``.
+        model: The served model's name; None is the server's only one.
+        top_n: Documents to return; None is all.
+
+    Raises:
+        ConfigurationError: Neither or both of `ranker` and `endpoint` are given, or an argument
+            is unknown or out of range.
+        RerankError: Reranking failed and the ranker's `on_error` is not ``"skip"`` (on a call).
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", arbitrary_types_allowed=True, hide_input_in_errors=True
+    )
+
+    ranker: VLLMRanker | None = None
+    endpoint: str | None = None
+    model: str | None = None
+    top_n: PositiveInt | None = None
+
+    _reranker: TextReranker = PrivateAttr()
+
+    @model_validator(mode="after")
+    def _build(self) -> Self:
+        self._reranker = TextReranker(ranker_from(self.ranker, self.endpoint, self.model))
+        return self
+
+    def compress_documents(
+        self,
+        documents: Sequence[Document],
+        query: str,
+        callbacks: Callbacks | None = None,  # noqa: ARG002 - LangChain's interface
+    ) -> Sequence[Document]:
+        """Return copies of the documents, most relevant first, at most `top_n`."""
+        texts = [document.page_content for document in documents]
+        return self._ranked(documents, self._reranker.rank(Query(query), texts))
+
+    async def acompress_documents(
+        self,
+        documents: Sequence[Document],
+        query: str,
+        callbacks: Callbacks | None = None,  # noqa: ARG002 - LangChain's interface
+    ) -> Sequence[Document]:
+        """Return copies of the documents, most relevant first, at most `top_n`."""
+        texts = [document.page_content for document in documents]
+        return self._ranked(documents, await self._reranker.arank(Query(query), texts))
+
+    def close(self) -> None:
+        """Close the blocking connections."""
+        self._reranker.close()
+
+    async def aclose(self) -> None:
+        """Close this event loop's connections and the blocking ones."""
+        await self._reranker.aclose()
+
+    def _ranked(self, documents: Sequence[Document], rankings: Sequence[Ranking]) -> list[Document]:
+        return [_ranked_copy(documents[r.index], r) for r in rankings[: self.top_n]]
+
+
+def _document(hit: Hit) -> Document:
+    return Document(
+        id=str(hit.pk), page_content=hit.text or "", metadata={**hit.fields, **hit.scores()}
+    )
+
+
+def _ranked_copy(document: Document, ranking: Ranking) -> Document:
+    metadata = {**document.metadata, **ranking.scores()}
+    return document.model_copy(update={"metadata": metadata})
+
+
+def _encoders(
+    embedding: Embeddings | Mapping[str, Embeddings] | None, sparse_embedding: Any
+) -> Encoders:
+    by_field = embedding if isinstance(embedding, Mapping) else {}
+    return Encoders(
+        dense=_dense_encoder(embedding) if isinstance(embedding, Embeddings) else None,
+        sparse=None if sparse_embedding is None else sparse_encoder(sparse_embedding),
+        by_field={name: _dense_encoder(model) for name, model in by_field.items()},
+    )
+
+
+def _dense_encoder(embedding: Embeddings) -> Encoder:
+    def encode(queries: Sequence[Query]) -> list[list[float]]:
+        return [embedding.embed_query(query.text) for query in queries]
+
+    async def aencode(queries: Sequence[Query]) -> list[list[float]]:
+        return list(await asyncio.gather(*(embedding.aembed_query(q.text) for q in queries)))
+
+    return Encoder(encode, aencode)
