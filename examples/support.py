@@ -1,0 +1,97 @@
+"""What every example needs: where vLLM and Milvus are, and a filled collection."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import stdlib_docs
+from langchain_openai import OpenAIEmbeddings
+from pymilvus import DataType, Function, FunctionType, MilvusClient
+from rich.progress import track
+
+COLLECTION = "python_stdlib_docs"
+BATCH = 64
+
+
+def vllm_endpoint() -> str:
+    """Return vLLM's base URL, or say how to get one."""
+    endpoint = os.environ.get("VLLM_ENDPOINT")
+    if not endpoint:
+        sys.exit(
+            "Set VLLM_ENDPOINT to a vLLM server that embeds and reranks, such as "
+            "http://localhost:8000, or run `make demo`, which starts one."
+        )
+    return endpoint
+
+
+def embeddings() -> OpenAIEmbeddings:
+    """Return the embedding model that vLLM serves, in LangChain's terms."""
+    return OpenAIEmbeddings(
+        model=os.environ.get("VLLM_MODEL", "all-MiniLM-L6-v2"),
+        base_url=f"{vllm_endpoint()}/v1",
+        api_key="unused",
+        check_embedding_ctx_length=False,
+    )
+
+
+@dataclass(frozen=True)
+class Docs:
+    """A filled collection: its name and Milvus's address."""
+
+    collection: str
+    uri: str
+    entries: int
+
+
+@contextmanager
+def stdlib_collection() -> Iterator[Docs]:
+    """Fill a collection with standard library docstrings, and remove it in the end.
+
+    It has the text, a BM25 field that Milvus fills itself, and a dense field. Milvus is the
+    server at MILVUS_URI, or else Milvus Lite in a temporary folder.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        uri = os.environ.get("MILVUS_URI") or f"{folder}/examples.db"
+        client = MilvusClient(uri=uri, token=os.environ.get("MILVUS_TOKEN", ""))
+        try:
+            count = _fill(client, stdlib_docs.load(int(os.environ.get("EXAMPLE_ENTRIES", "900"))))
+            yield Docs(COLLECTION, uri, count)
+        finally:
+            client.drop_collection(COLLECTION)
+            client.close()
+
+
+def _fill(client: MilvusClient, entries: list[stdlib_docs.Entry]) -> int:
+    model = embeddings()
+    texts = [entry.text for entry in entries]
+    dimensions = len(model.embed_query("How many dimensions?"))
+    client.drop_collection(COLLECTION)
+
+    schema = client.create_schema()
+    schema.add_field("id", DataType.VARCHAR, max_length=200, is_primary=True)
+    schema.add_field("module", DataType.VARCHAR, max_length=200)
+    schema.add_field("text", DataType.VARCHAR, max_length=4000, enable_analyzer=True)
+    schema.add_field("dense", DataType.FLOAT_VECTOR, dim=dimensions)
+    schema.add_field("sparse", DataType.SPARSE_FLOAT_VECTOR)
+    schema.add_function(Function("bm25", FunctionType.BM25, ["text"], ["sparse"]))
+    indexes = client.prepare_index_params()
+    indexes.add_index("dense", index_type="AUTOINDEX", metric_type="COSINE")
+    indexes.add_index("sparse", index_type="SPARSE_INVERTED_INDEX", metric_type="BM25")
+    client.create_collection(
+        COLLECTION, schema=schema, index_params=indexes, consistency_level="Strong"
+    )
+
+    for start in track(range(0, len(entries), BATCH), "Embedding and inserting"):
+        batch = entries[start : start + BATCH]
+        vectors = model.embed_documents(texts[start : start + BATCH])
+        rows = [
+            {"id": entry.id, "module": entry.module, "text": entry.text, "dense": vector}
+            for entry, vector in zip(batch, vectors, strict=True)
+        ]
+        client.insert(COLLECTION, rows)
+    return len(entries)
