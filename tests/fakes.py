@@ -1,0 +1,127 @@
+"""A fake vLLM, for scores a test chooses and for faults. Not for anything the real one can show."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from langchain_core.embeddings import Embeddings
+
+
+@dataclass
+class Reply:
+    """What the fake answers in place of scores."""
+
+    status: int
+    body: bytes
+    headers: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def json(cls, status: int, body: Any, **headers: str) -> Reply:
+        return cls(
+            status, json.dumps(body).encode(), {"content-type": "application/json", **headers}
+        )
+
+
+@dataclass
+class Received:
+    """One request as the fake received it."""
+
+    path: str
+    headers: dict[str, str]
+    body: dict[str, Any]
+
+
+@dataclass
+class FakeVLLM:
+    """Answers rerank requests with `score(query, document)`, or with the next of `replies`."""
+
+    url: str = ""
+    score: Callable[[str, str], float] = lambda query, document: float(len(document))
+    replies: list[Reply] = field(default_factory=list)
+    always: Reply | None = None
+    received: list[Received] = field(default_factory=list)
+    in_flight: int = 0
+    most_in_flight: int = 0
+    # Reached by every request before it is answered; a test may make requests wait for others.
+    gate: threading.Barrier | None = None
+
+    def reset(self) -> None:
+        self.score = FakeVLLM.score
+        self.replies, self.received, self.always = [], [], None
+        self.most_in_flight, self.gate = 0, None
+
+    def answer(self, received: Received) -> Reply:
+        if self.replies:
+            return self.replies.pop(0)
+        if self.always:
+            return self.always
+        query, documents = received.body["query"], received.body["documents"]
+        results = [
+            {"index": i, "document": {"text": d}, "relevance_score": self.score(query, d)}
+            for i, d in enumerate(documents)
+        ]
+        results.sort(key=lambda result: -result["relevance_score"])
+        return Reply.json(200, {"id": "fake", "model": "fake", "usage": {}, "results": results})
+
+
+@contextmanager
+def running_fake_vllm() -> Iterator[FakeVLLM]:
+    """Run a fake vLLM on a free local port."""
+    fake = FakeVLLM()
+    lock = threading.Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            received = Received(
+                self.path, {k.lower(): v for k, v in self.headers.items()}, json.loads(body)
+            )
+            with lock:
+                fake.received.append(received)
+                fake.in_flight += 1
+                fake.most_in_flight = max(fake.most_in_flight, fake.in_flight)
+            if fake.gate:
+                fake.gate.wait(timeout=10)
+            with lock:
+                reply = fake.answer(received)
+                fake.in_flight -= 1
+            self.send_response(reply.status)
+            for name, value in {**reply.headers, "content-length": str(len(reply.body))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(reply.body)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    fake.url = f"http://127.0.0.1:{server.server_port}"
+    try:
+        yield fake
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+class LetterEmbeddings(Embeddings):
+    """A tiny deterministic embedding: how often each of eight letters stands in the text."""
+
+    dim = 8
+
+    def embed_query(self, text: str) -> list[float]:
+        return [0.1 + text.lower().count(letter) for letter in "aeinorst"]
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        return [self.embed_query(text) for text in texts]
