@@ -1,0 +1,369 @@
+"""MilvusVLLMRetriever over the stand-in for Milvus 2.6 and over Milvus Lite."""
+
+from __future__ import annotations
+
+import pytest
+from pymilvus import AsyncMilvusClient, DataType, MilvusClient
+
+from milvus_vllm_retrievers import ConfigurationError, SearchError
+from milvus_vllm_retrievers.langchain import MilvusVLLMRetriever, VLLMRanker
+from tests.conftest import Ask
+from tests.corpus import TEXTS, create_collection
+from tests.fakes import FakeVLLM, LetterEmbeddings
+
+NAME = "retriever_docs"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _collections(milvus26: MilvusClient, lite: MilvusClient) -> None:
+    for client in (milvus26, lite):
+        create_collection(client, NAME)
+
+
+@pytest.fixture(params=["server", "client"])
+def retriever(
+    request: pytest.FixtureRequest, milvus26_uri: str, fake_vllm: FakeVLLM
+) -> MilvusVLLMRetriever:
+    """A retriever over two legs of the stand-in; the fake scores by the text's length."""
+    return MilvusVLLMRetriever(
+        collection_name=NAME,
+        uri=milvus26_uri,
+        embedding=LetterEmbeddings(),
+        ranker=VLLMRanker(fake_vllm.url, mode=request.param),
+        k=3,
+    )
+
+
+LONGEST = sorted(range(len(TEXTS)), key=lambda i: -len(TEXTS[i]))
+
+
+async def test_documents_come_back_in_the_order_of_their_relevance(
+    retriever: MilvusVLLMRetriever, ask: Ask
+) -> None:
+    documents = await ask(retriever, "what is the longest text?")
+
+    assert [d.page_content for d in documents] == [TEXTS[i] for i in LONGEST[:3]]
+    assert [d.metadata["relevance_score"] for d in documents] == [
+        float(len(d.page_content)) for d in documents
+    ]
+
+
+async def test_a_document_carries_id_metadata_and_where_it_was_reranked(
+    retriever: MilvusVLLMRetriever, ask: Ask
+) -> None:
+    document = (await ask(retriever, "longest"))[0]
+
+    assert retriever.ranker is not None
+    origin = {"server": "milvus", "client": "client"}[retriever.ranker.mode]
+    assert document.id == str(LONGEST[0])
+    assert document.metadata["pk"] == LONGEST[0]
+    assert document.metadata["number"] == LONGEST[0]
+    assert document.metadata["reranked_by"] == origin
+    assert ("retrieval_score" in document.metadata) == (origin == "client")
+    assert not {"dense", "sparse"} & set(document.metadata)
+
+
+async def test_k_fetch_k_and_expr_can_be_given_per_call(
+    retriever: MilvusVLLMRetriever, ask: Ask, fake_vllm: FakeVLLM
+) -> None:
+    documents = await ask(retriever, "whales", k=2, fetch_k=4, expr="number < 5")
+
+    assert len(documents) == 2
+    assert all(d.metadata["number"] < 5 for d in documents)
+    assert 4 <= len(fake_vllm.received[-1].body["documents"]) <= 5
+
+
+async def test_a_filter_per_call_narrows_the_one_of_the_constructor(
+    milvus26_uri: str, fake_vllm: FakeVLLM, ask: Ask
+) -> None:
+    retriever = MilvusVLLMRetriever(
+        collection_name=NAME,
+        uri=milvus26_uri,
+        vector_field="sparse",
+        expr="number < 2 or number > 10",
+        ranker=VLLMRanker(fake_vllm.url),
+    )
+
+    documents = await ask(retriever, "the a of", expr="number > 0 or number == 5")
+
+    assert {d.metadata["number"] for d in documents} <= {1, 11}
+
+
+async def test_a_call_asks_for_more_than_the_default_pool_by_k_alone(
+    retriever: MilvusVLLMRetriever, ask: Ask
+) -> None:
+    documents = await ask(retriever, "everything", k=60)
+
+    assert len(documents) == len(TEXTS)
+
+
+async def test_documents_below_the_score_threshold_are_left_out(
+    milvus26_uri: str, fake_vllm: FakeVLLM, ask: Ask
+) -> None:
+    retriever = MilvusVLLMRetriever(
+        collection_name=NAME,
+        uri=milvus26_uri,
+        embedding=LetterEmbeddings(),
+        ranker=VLLMRanker(fake_vllm.url),
+        k=12,
+        score_threshold=45,
+    )
+
+    documents = await ask(retriever, "long texts")
+
+    assert {d.page_content for d in documents} == {text for text in TEXTS if len(text) >= 45}
+
+
+async def test_without_a_ranker_the_legs_are_fused_and_nothing_is_called_reranked(
+    milvus26_uri: str, fake_vllm: FakeVLLM, ask: Ask
+) -> None:
+    retriever = MilvusVLLMRetriever(
+        collection_name=NAME, uri=milvus26_uri, embedding=LetterEmbeddings()
+    )
+
+    documents = await ask(retriever, "whales in the ocean")
+
+    assert documents[0].page_content == TEXTS[2]
+    assert documents[0].metadata["reranked_by"] is None
+    assert documents[0].metadata["relevance_score"] is None
+    assert documents[0].metadata["retrieval_score"] > 0
+    assert fake_vllm.received == []
+
+
+@pytest.mark.parametrize("keys", [DataType.INT64, DataType.VARCHAR])
+@pytest.mark.parametrize("mode", ["server", "client"])
+async def test_keys_of_either_type_under_any_name_become_the_documents_id(
+    milvus26: MilvusClient, milvus26_uri: str, fake_vllm: FakeVLLM, keys: DataType, mode: str
+) -> None:
+    create_collection(milvus26, "other_keys", keys=keys, primary_key="isbn", text_field="body")
+    retriever = MilvusVLLMRetriever(
+        collection_name="other_keys", uri=milvus26_uri, ranker=VLLMRanker(fake_vllm.url, mode=mode)
+    )
+
+    with retriever:
+        document = retriever.invoke("violin")[0]
+
+    assert document.id == ("id-8" if keys == DataType.VARCHAR else "8")
+    assert document.metadata["isbn"] == ("id-8" if keys == DataType.VARCHAR else 8)
+
+
+async def test_a_null_text_is_reranked_as_an_empty_one(
+    milvus26: MilvusClient, milvus26_uri: str, fake_vllm: FakeVLLM, ask: Ask
+) -> None:
+    create_collection(milvus26, "nulls", texts=["some text", None], nullable=True)
+
+    for mode in ("server", "client"):
+        retriever = MilvusVLLMRetriever(
+            collection_name="nulls",
+            uri=milvus26_uri,
+            vector_field="dense",
+            embedding=LetterEmbeddings(),
+            ranker=VLLMRanker(fake_vllm.url, mode=mode),
+        )
+        documents = await ask(retriever, "anything")
+        assert [d.page_content for d in documents] == ["some text", ""]
+
+
+def test_a_batch_asks_every_query(retriever: MilvusVLLMRetriever) -> None:
+    with retriever:
+        answers = retriever.batch(["whales", "violin", "bread"])
+
+    assert [len(documents) for documents in answers] == [3, 3, 3]
+
+
+async def test_an_async_batch_asks_every_query(retriever: MilvusVLLMRetriever) -> None:
+    async with retriever:
+        answers = await retriever.abatch(["whales", "violin", "bread"])
+
+    assert [len(documents) for documents in answers] == [3, 3, 3]
+
+
+async def test_borrowed_clients_are_used_and_left_open(
+    milvus26: MilvusClient, milvus26_uri: str, fake_vllm: FakeVLLM, ask: Ask
+) -> None:
+    async_client = AsyncMilvusClient(milvus26_uri)
+    retriever = MilvusVLLMRetriever(
+        collection_name=NAME,
+        client=milvus26,
+        async_client=async_client,
+        ranker=VLLMRanker(fake_vllm.url),
+    )
+
+    documents = await ask(retriever, "violin")
+
+    assert documents[0].id == "8"
+    assert milvus26.has_collection(NAME)
+    assert await async_client.has_collection(NAME)
+    await async_client.close()
+
+
+async def test_a_borrowed_blocking_client_is_enough_for_async_calls(
+    milvus26: MilvusClient, fake_vllm: FakeVLLM, ask: Ask
+) -> None:
+    retriever = MilvusVLLMRetriever(
+        collection_name=NAME, client=milvus26, ranker=VLLMRanker(fake_vllm.url)
+    )
+
+    assert (await ask(retriever, "violin"))[0].id == "8"
+
+
+async def test_a_released_collection_is_loaded(
+    milvus26: MilvusClient, milvus26_uri: str, fake_vllm: FakeVLLM, ask: Ask
+) -> None:
+    milvus26.release_collection(NAME)
+    retriever = MilvusVLLMRetriever(
+        collection_name=NAME, uri=milvus26_uri, ranker=VLLMRanker(fake_vllm.url)
+    )
+
+    assert (await ask(retriever, "violin"))[0].id == "8"
+
+
+async def test_explain_tells_each_results_place_before_and_after(
+    retriever: MilvusVLLMRetriever,
+) -> None:
+    explanation = await retriever.aexplain("whales in the ocean", k=3)
+    assert explanation == retriever.explain("whales in the ocean", k=3)
+    await retriever.aclose()
+
+    assert [row.hit.pk for row in explanation.hits] == LONGEST[:3]
+    assert [row.rank for row in explanation.hits] == [1, 2, 3]
+    assert all(row.retrieval_rank for row in explanation.hits)
+    whale = explanation.candidates
+    assert whale == len(TEXTS)
+
+
+async def test_partitions_and_search_params_reach_milvus(
+    milvus26: MilvusClient, milvus26_uri: str, fake_vllm: FakeVLLM, ask: Ask
+) -> None:
+    create_collection(milvus26, "parted", bm25=False)
+    milvus26.create_partition("parted", "extra")
+    row = {"pk": 99, "document": "a whale", "dense": LetterEmbeddings().embed_query("a whale")}
+    milvus26.insert("parted", [row], partition_name="extra")
+    retriever = MilvusVLLMRetriever(
+        collection_name="parted",
+        uri=milvus26_uri,
+        embedding=LetterEmbeddings(),
+        partition_names=["extra"],
+        search_params={"dense": {"params": {}}},
+        consistency_level="Strong",
+        ranker=VLLMRanker(fake_vllm.url),
+    )
+
+    assert [d.id for d in await ask(retriever, "whale")] == ["99"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"k": 0}, "k must be between 1"),
+        ({"fetch_k": 0}, "fetch_k must be between 1"),
+        ({"k": 9, "fetch_k": 5}, "fetch_k (5) is smaller than k (9)"),
+        ({"reranker": None}, "did you mean 'ranker'"),
+        ({"top_k": 3}, "unknown argument 'top_k'"),
+        ({"timeout": 0}, "timeout must be a positive number"),
+        ({"expr": "a == 'b"}, "expr is not complete"),
+        ({"embedding": "text-embedding-3"}, "embedding"),
+        ({"sparse_embedding": 5}, "sparse encoder must be a callable"),
+    ],
+)
+def test_a_bad_argument_is_refused_before_anything_is_sent(
+    arguments: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        MilvusVLLMRetriever(**{"collection_name": NAME, **arguments})
+
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"vector_field": "densee"}, "did you mean 'dense'"),
+        ({"vector_field": "dense"}, "needs query vectors: pass an embedding model"),
+        ({"vector_field": "number"}, "has no vector field 'number'"),
+        ({"text_field": "documents"}, "did you mean 'document'"),
+        ({"text_field": "pk"}, "it is the primary key"),
+        ({"text_field": "dense"}, "it is not VARCHAR"),
+    ],
+)
+async def test_what_does_not_fit_the_collection_is_named(
+    milvus26_uri: str, ask: Ask, arguments: dict[str, object], message: str
+) -> None:
+    retriever = MilvusVLLMRetriever(collection_name=NAME, uri=milvus26_uri, **arguments)
+
+    with pytest.raises(ConfigurationError) as caught:
+        await ask(retriever, "violin")
+
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("query", ["", "  \n"])
+async def test_an_empty_query_is_refused(
+    retriever: MilvusVLLMRetriever, ask: Ask, query: str
+) -> None:
+    with pytest.raises(ConfigurationError, match="non-empty text"):
+        await ask(retriever, query)
+
+
+async def test_a_collection_no_query_can_reach_says_why(
+    milvus26: MilvusClient, milvus26_uri: str, ask: Ask
+) -> None:
+    create_collection(milvus26, "dense_only", bm25=False)
+    retriever = MilvusVLLMRetriever(collection_name="dense_only", uri=milvus26_uri)
+
+    with pytest.raises(ConfigurationError, match="pass an embedding model"):
+        await ask(retriever, "violin")
+
+
+async def test_an_embedding_of_other_dimensions_is_refused(milvus26_uri: str, ask: Ask) -> None:
+    class Short(LetterEmbeddings):
+        def embed_query(self, text: str) -> list[float]:
+            return super().embed_query(text)[:5]
+
+    retriever = MilvusVLLMRetriever(collection_name=NAME, uri=milvus26_uri, embedding=Short())
+
+    with pytest.raises(ConfigurationError, match="made 5 dimensions, but field 'dense' has 8"):
+        await ask(retriever, "violin")
+
+
+async def test_a_missing_collection_is_named(milvus26_uri: str, ask: Ask) -> None:
+    retriever = MilvusVLLMRetriever(collection_name="nowhere", uri=milvus26_uri)
+
+    with pytest.raises(SearchError, match="nowhere"):
+        await ask(retriever, "violin")
+
+
+async def test_milvus_lite_says_what_to_write_in_place_of_a_filter_template(
+    lite: MilvusClient, lite_uri: str, ask: Ask
+) -> None:
+    retriever = MilvusVLLMRetriever(
+        collection_name=NAME, uri=lite_uri, expr="number == {n}", expr_params={"n": 1}
+    )
+
+    with pytest.raises(ConfigurationError, match="write the values into expr"):
+        await ask(retriever, "violin")
+
+
+async def test_a_server_that_is_not_there_is_named(ask: Ask) -> None:
+    retriever = MilvusVLLMRetriever(
+        collection_name=NAME, uri="http://root:hidden@127.0.0.1:1", timeout=5
+    )
+
+    with pytest.raises(SearchError) as caught:
+        await ask(retriever, "violin")
+
+    assert "127.0.0.1:1" in str(caught.value)
+    assert "hidden" not in str(caught.value)
+
+
+def test_secrets_are_in_no_repr(fake_vllm: FakeVLLM) -> None:
+    retriever = MilvusVLLMRetriever(
+        collection_name=NAME,
+        uri="http://root:hidden@127.0.0.1:1",
+        token="hidden",
+        connection_args={"password": "hidden"},
+        ranker=VLLMRanker(fake_vllm.url, api_key="hidden"),
+    )
+
+    assert "hidden" not in repr(retriever)
+    assert "hidden" not in str(retriever)
