@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -73,6 +73,17 @@ def did_you_mean(name: str, choices: list[str]) -> str:
     """Return `` (did you mean 'x'?)`` for the nearest of `choices`, or an empty string."""
     near = difflib.get_close_matches(name, choices, n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def refuse_unknown(name: str, unknown: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse arguments that a constructor does not have.
+
+    Raises:
+        ConfigurationError: There is one; the nearest known name is in the message.
+    """
+    for argument in unknown:
+        hint = did_you_mean(argument, list(known))
+        raise ConfigurationError(f"{name}: unknown argument {argument!r}{hint}")
 
 
 def configuration_errors(*positional: str) -> Callable[[type[T]], type[T]]:

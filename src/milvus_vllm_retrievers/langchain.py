@@ -15,20 +15,28 @@ from typing import Any
 from pydantic import ConfigDict, Field, PositiveInt, PrivateAttr, SecretStr, model_validator
 from typing_extensions import Self
 
-from milvus_vllm_retrievers.core.adapter import MilvusVLLMAdapter, TextReranker
+from milvus_vllm_retrievers.core.adapter import (
+    MilvusVLLMAdapter,
+    Reranker,
+    RowReranker,
+    TextReranker,
+)
 from milvus_vllm_retrievers.core.flow import TargetSettings
 from milvus_vllm_retrievers.core.hits import Hit, Ranking
-from milvus_vllm_retrievers.core.milvus import DEFAULT_URI, ConnectionSettings, MilvusConnection
+from milvus_vllm_retrievers.core.milvus import DEFAULT_URI, MilvusConnection
 from milvus_vllm_retrievers.core.query import (
     Encoder,
     Encoders,
+    Item,
+    OnMissing,
     Query,
     SearchOptions,
     sparse_encoder,
 )
 from milvus_vllm_retrievers.errors import MissingDependencyError, configuration_errors
 from milvus_vllm_retrievers.explain import Explanation, aexplain, explain
-from milvus_vllm_retrievers.ranker import VLLMRanker, ranker_from
+from milvus_vllm_retrievers.ranker import VLLMRanker, ranker_from, server_ranker
+from milvus_vllm_retrievers.stores import langchain_arguments
 
 try:
     from langchain_core.callbacks import (
@@ -45,7 +53,7 @@ except ImportError as error:
         "pip install 'milvus-vllm-retrievers[langchain]'"
     ) from error
 
-__all__ = ["MilvusVLLMRetriever", "VLLMRanker", "VLLMRerank"]
+__all__ = ["MilvusVLLMRerank", "MilvusVLLMRetriever", "VLLMRanker", "VLLMRerank"]
 
 
 @configuration_errors("collection_name")
@@ -75,7 +83,8 @@ class MilvusVLLMRetriever(BaseRetriever):
         client: A pymilvus MilvusClient to use in place of `uri`; it is never closed.
         async_client: An AsyncMilvusClient to use in the event loop it belongs to.
         embedding: The LangChain embedding model of dense fields, or a mapping of field names
-            to models. BM25 and TEXT_EMBEDDING fields need none.
+            to models (to sparse encoders for sparse fields). BM25 and TEXT_EMBEDDING fields
+            need none.
         sparse_embedding: For sparse fields other than BM25: a callable from text to
             ``{dimension: weight}``, or an object with ``embed_query`` that does it.
         vector_field: The vector field or fields to search; None is every one that the query
@@ -111,7 +120,7 @@ class MilvusVLLMRetriever(BaseRetriever):
     connection_args: Mapping[str, Any] = Field(default_factory=dict, repr=False)
     client: Any = Field(default=None, repr=False)
     async_client: Any = Field(default=None, repr=False)
-    embedding: Embeddings | Mapping[str, Embeddings] | None = Field(default=None, repr=False)
+    embedding: Embeddings | Mapping[str, Any] | None = Field(default=None, repr=False)
     sparse_embedding: Any = Field(default=None, repr=False)
     vector_field: str | Sequence[str] | None = None
     text_field: str | None = None
@@ -128,20 +137,29 @@ class MilvusVLLMRetriever(BaseRetriever):
 
     _adapter: MilvusVLLMAdapter = PrivateAttr()
 
+    @classmethod
+    def from_vectorstore(
+        cls, store: Any, ranker: VLLMRanker | None = None, **arguments: Any
+    ) -> Self:
+        """Make a retriever over the collection of a langchain_milvus.Milvus store.
+
+        Connection, field names, embedding and search parameters are the store's.
+
+        Args:
+            store: The store; its blocking client is borrowed and stays open.
+            ranker: How candidates are reranked.
+            **arguments: Further arguments of the retriever; they win over the store's.
+
+        Raises:
+            ConfigurationError: It is not such a store, or an argument is wrong.
+        """
+        return cls(**{**langchain_arguments(store), "ranker": ranker, **arguments})
+
     @model_validator(mode="after")
     def _build(self) -> Self:
         self._options()
         self._adapter = MilvusVLLMAdapter(
-            MilvusConnection(
-                ConnectionSettings(
-                    uri=self.uri,
-                    token=self.token.get_secret_value(),
-                    db_name=self.db_name,
-                    connection_args=self.connection_args,
-                ),
-                client=self.client,
-                async_client=self.async_client,
-            ),
+            MilvusConnection.of(self),
             TargetSettings(
                 collection_name=self.collection_name,
                 text_field=self.text_field,
@@ -226,8 +244,49 @@ class MilvusVLLMRetriever(BaseRetriever):
         await self.aclose()
 
 
+class _Rerank(BaseDocumentCompressor):
+    """What both compressors do around the ranking itself."""
+
+    model_config = ConfigDict(
+        extra="forbid", arbitrary_types_allowed=True, hide_input_in_errors=True
+    )
+
+    top_n: PositiveInt | None = None
+
+    _reranker: Reranker = PrivateAttr()
+
+    def compress_documents(
+        self,
+        documents: Sequence[Document],
+        query: str,
+        callbacks: Callbacks | None = None,  # noqa: ARG002 - LangChain's interface
+    ) -> Sequence[Document]:
+        """Return copies of the documents, most relevant first, at most `top_n`."""
+        return self._ranked(documents, self._reranker.rank(Query(query), _items(documents)))
+
+    async def acompress_documents(
+        self,
+        documents: Sequence[Document],
+        query: str,
+        callbacks: Callbacks | None = None,  # noqa: ARG002 - LangChain's interface
+    ) -> Sequence[Document]:
+        """Return copies of the documents, most relevant first, at most `top_n`."""
+        return self._ranked(documents, await self._reranker.arank(Query(query), _items(documents)))
+
+    def _ranked(self, documents: Sequence[Document], rankings: Sequence[Ranking]) -> list[Document]:
+        return [_ranked_copy(documents[r.index], r) for r in rankings[: self.top_n]]
+
+    def close(self) -> None:
+        """Close the blocking connections that were made here; borrowed clients stay open."""
+        self._reranker.close()
+
+    async def aclose(self) -> None:
+        """Close this event loop's connections and the blocking ones that were made here."""
+        await self._reranker.aclose()
+
+
 @configuration_errors("ranker")
-class VLLMRerank(BaseDocumentCompressor):
+class VLLMRerank(_Rerank):
     """Reranks any Documents straight against vLLM, best first.
 
     For use in a ContextualCompressionRetriever or by itself. The Documents that were given stay
@@ -246,57 +305,77 @@ class VLLMRerank(BaseDocumentCompressor):
         RerankError: Reranking failed and the ranker's `on_error` is not ``"skip"`` (on a call).
     """
 
-    model_config = ConfigDict(
-        extra="forbid", arbitrary_types_allowed=True, hide_input_in_errors=True
-    )
-
     ranker: VLLMRanker | None = None
     endpoint: str | None = None
     model: str | None = None
-    top_n: PositiveInt | None = None
-
-    _reranker: TextReranker = PrivateAttr()
 
     @model_validator(mode="after")
     def _build(self) -> Self:
         self._reranker = TextReranker(ranker_from(self.ranker, self.endpoint, self.model))
         return self
 
-    def compress_documents(
-        self,
-        documents: Sequence[Document],
-        query: str,
-        callbacks: Callbacks | None = None,  # noqa: ARG002 - LangChain's interface
-    ) -> Sequence[Document]:
-        """Return copies of the documents, most relevant first, at most `top_n`."""
-        texts = [document.page_content for document in documents]
-        return self._ranked(documents, self._reranker.rank(Query(query), texts))
 
-    async def acompress_documents(
-        self,
-        documents: Sequence[Document],
-        query: str,
-        callbacks: Callbacks | None = None,  # noqa: ARG002 - LangChain's interface
-    ) -> Sequence[Document]:
-        """Return copies of the documents, most relevant first, at most `top_n`."""
-        texts = [document.page_content for document in documents]
-        return self._ranked(documents, await self._reranker.arank(Query(query), texts))
+@configuration_errors("collection_name")
+class MilvusVLLMRerank(_Rerank):
+    """Has Milvus rerank Documents by primary key: no text travels, vLLM need not be in reach.
 
-    def close(self) -> None:
-        """Close the blocking connections."""
-        self._reranker.close()
+    The Documents must be rows of the collection: their id, or the primary key in their metadata,
+    names the row, and the row's stored text is what is scored. Ties are by primary key.
 
-    async def aclose(self) -> None:
-        """Close this event loop's connections and the blocking ones."""
-        await self._reranker.aclose()
+    Args:
+        collection_name: The collection the documents came from. It needs a dense vector field.
+        ranker: How Milvus reranks; its mode must not be ``"client"``.
+        uri: Milvus's address, or the path of a Milvus Lite file.
+        token: ``user:password`` or an api key of Milvus.
+        db_name: Database; empty is the default one.
+        connection_args: Further arguments of pymilvus's client, such as TLS files.
+        client: A pymilvus MilvusClient to use in place of `uri`; it is never closed.
+        async_client: An AsyncMilvusClient to use in the event loop it belongs to.
+        text_field: The VARCHAR field that is reranked.
+        partition_names: Partitions to look in; None is all.
+        consistency_level: Such as ``"Strong"``; None is the collection's own.
+        timeout: Seconds for one call as a whole; None waits without limit.
+        top_n: Documents to return; None is all.
+        on_missing: Documents without a row ``"raise"`` (default), or are returned last, marked
+            by ``rerank_error`` in their metadata: ``"keep"``.
 
-    def _ranked(self, documents: Sequence[Document], rankings: Sequence[Ranking]) -> list[Document]:
-        return [_ranked_copy(documents[r.index], r) for r in rankings[: self.top_n]]
+    Raises:
+        ConfigurationError: An argument is unknown or out of range, or the collection or the
+            server cannot do it.
+        SearchError: Milvus did not answer, or a document has no row (on a call).
+        RerankError: Reranking failed and the ranker's `on_error` does not cover it (on a call).
+    """
+
+    collection_name: str = Field(min_length=1)
+    ranker: VLLMRanker
+    uri: str = Field(default=DEFAULT_URI, repr=False)
+    token: SecretStr = SecretStr("")
+    db_name: str = ""
+    connection_args: Mapping[str, Any] = Field(default_factory=dict, repr=False)
+    client: Any = Field(default=None, repr=False)
+    async_client: Any = Field(default=None, repr=False)
+    text_field: str | None = None
+    partition_names: Sequence[str] | None = None
+    consistency_level: str | int | None = None
+    timeout: float | None = None
+    on_missing: OnMissing = "raise"
+
+    @model_validator(mode="after")
+    def _build(self) -> Self:
+        server_ranker(self.ranker)
+        self._reranker = RowReranker.of(self)
+        return self
+
+
+def _items(documents: Sequence[Document]) -> list[Item]:
+    return [Item(text=d.page_content, id=d.id, metadata=d.metadata) for d in documents]
 
 
 def _document(hit: Hit) -> Document:
+    # LlamaIndex stores a whole node in here, beside the metadata that it also stores flat.
+    fields = {k: v for k, v in hit.fields.items() if k not in {"_node_content", "_node_type"}}
     return Document(
-        id=str(hit.pk), page_content=hit.text or "", metadata={**hit.fields, **hit.scores()}
+        id=str(hit.pk), page_content=hit.text or "", metadata={**fields, **hit.scores()}
     )
 
 
@@ -305,18 +384,19 @@ def _ranked_copy(document: Document, ranking: Ranking) -> Document:
     return document.model_copy(update={"metadata": metadata})
 
 
-def _encoders(
-    embedding: Embeddings | Mapping[str, Embeddings] | None, sparse_embedding: Any
-) -> Encoders:
+def _encoders(embedding: Embeddings | Mapping[str, Any] | None, sparse_embedding: Any) -> Encoders:
     by_field = embedding if isinstance(embedding, Mapping) else {}
     return Encoders(
-        dense=_dense_encoder(embedding) if isinstance(embedding, Embeddings) else None,
+        dense=_encoder(embedding) if isinstance(embedding, Embeddings) else None,
         sparse=None if sparse_embedding is None else sparse_encoder(sparse_embedding),
-        by_field={name: _dense_encoder(model) for name, model in by_field.items()},
+        by_field={name: _encoder(model) for name, model in by_field.items()},
     )
 
 
-def _dense_encoder(embedding: Embeddings) -> Encoder:
+def _encoder(embedding: Any) -> Encoder:
+    if not isinstance(embedding, Embeddings):
+        return sparse_encoder(embedding)
+
     def encode(queries: Sequence[Query]) -> list[list[float]]:
         return [embedding.embed_query(query.text) for query in queries]
 

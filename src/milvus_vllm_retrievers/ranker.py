@@ -256,3 +256,19 @@ def ranker_from(
     raise ConfigurationError(
         "pass either ranker=VLLMRanker(...), or endpoint= (and model=) of a vLLM server"
     )
+
+
+def server_ranker(ranker: VLLMRanker) -> VLLMRanker:
+    """Return the ranker if Milvus can do what it asks.
+
+    Raises:
+        ConfigurationError: It is for the client, or asks what Milvus cannot do.
+    """
+    reasons = list(ranker.client_only_reasons)
+    if ranker.mode == "client":
+        reasons.append("mode='client' reranks from this process")
+    if reasons:
+        raise ConfigurationError(
+            f"MilvusVLLMRerank has Milvus rerank, but {'; '.join(reasons)}. Use VLLMRerank"
+        )
+    return ranker

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
 
 from milvus_vllm_retrievers.core import flow
 from milvus_vllm_retrievers.core.deadline import Deadline
 from milvus_vllm_retrievers.core.drivers import AsyncDriver, SyncDriver
 from milvus_vllm_retrievers.core.flow import Flow, Target, TargetSettings
 from milvus_vllm_retrievers.core.hits import Hit, Ranking
-from milvus_vllm_retrievers.core.milvus import MilvusConnection
-from milvus_vllm_retrievers.core.query import Query, SearchOptions
+from milvus_vllm_retrievers.core.milvus import ConnectionArguments, MilvusConnection
+from milvus_vllm_retrievers.core.query import Item, OnMissing, Query, SearchOptions
 from milvus_vllm_retrievers.core.vllm import VLLMClient
-from milvus_vllm_retrievers.errors import SearchError
+from milvus_vllm_retrievers.errors import ConfigurationError, SearchError
 from milvus_vllm_retrievers.ranker import VLLMRanker
+
+T = TypeVar("T")
 
 logger = logging.getLogger("milvus_vllm_retrievers")
 
@@ -34,6 +37,11 @@ class MilvusVLLMAdapter:
         settings: TargetSettings,
         ranker: VLLMRanker | None = None,
     ) -> None:
+        if ranker is not None and not isinstance(ranker, VLLMRanker):
+            raise ConfigurationError(
+                f"ranker must be a VLLMRanker, not {type(ranker).__name__}: "
+                "VLLMRanker('http://localhost:8000')"
+            )
         self._connection = connection
         self._settings = settings
         self._ranker = ranker
@@ -78,6 +86,35 @@ class MilvusVLLMAdapter:
         """Return what `aretrieve` would rerank; the async twin of `candidates`."""
         return await self._async_driver.run(self._candidates(query, options))
 
+    def rank(
+        self,
+        query: Query,
+        items: Sequence[Item],
+        options: SearchOptions,
+        on_missing: OnMissing = "raise",
+    ) -> list[Ranking]:
+        """Have Milvus rank items by the primary keys of their rows, best first.
+
+        With ``on_missing="keep"``, items without a row in the collection come last, with
+        `Ranking.rerank_error` set.
+
+        Raises:
+            ConfigurationError: The server or the collection cannot rerank by key.
+            SearchError: Milvus did not answer the search, or an item has no row.
+            RerankError: Reranking failed and the ranker's `on_error` does not cover it.
+        """
+        return self._driver.run(self._ranking(query, items, options, on_missing))
+
+    async def arank(
+        self,
+        query: Query,
+        items: Sequence[Item],
+        options: SearchOptions,
+        on_missing: OnMissing = "raise",
+    ) -> list[Ranking]:
+        """Have Milvus rank items by the keys of their rows; the async twin of `rank`."""
+        return await self._async_driver.run(self._ranking(query, items, options, on_missing))
+
     def close(self) -> None:
         """Close the blocking connections that are ours."""
         self._connection.close()
@@ -93,25 +130,51 @@ class MilvusVLLMAdapter:
     def _retrieval(self, queries: Sequence[Query], options: SearchOptions) -> Flow[list[list[Hit]]]:
         if not queries:
             return []
+        return (
+            yield from self._on_target(
+                options,
+                lambda target, deadline: flow.retrieve(
+                    target, self._ranker, queries, options, deadline
+                ),
+            )
+        )
+
+    def _candidates(self, query: Query, options: SearchOptions) -> Flow[list[Hit]]:
+        found = yield from self._on_target(
+            options,
+            lambda target, deadline: flow.candidates(target, [query], options, deadline),
+        )
+        return found[0]
+
+    def _ranking(
+        self, query: Query, items: Sequence[Item], options: SearchOptions, on_missing: OnMissing
+    ) -> Flow[list[Ranking]]:
+        ranker = self._ranker
+        if ranker is None or not items:
+            return []
+        return (
+            yield from self._on_target(
+                options,
+                lambda target, deadline: flow.rank_rows(
+                    target, ranker, query, items, options, deadline, on_missing
+                ),
+            )
+        )
+
+    def _on_target(
+        self, options: SearchOptions, use: Callable[[Target, Deadline], Flow[T]]
+    ) -> Flow[T]:
+        """Run a flow on the target, which is found on first use and again after a failure."""
         deadline = Deadline.after(options.timeout)
-        target = yield from self._found_target(deadline)
+        if self._target is None:
+            self._target = yield from flow.find_target(self._settings, deadline)
+            self._report(self._target)
         try:
-            return (yield from flow.retrieve(target, self._ranker, queries, options, deadline))
+            return (yield from use(self._target, deadline))
         except SearchError:
             # The collection may have been made anew since it was read: look again next time.
             self._target = None
             raise
-
-    def _candidates(self, query: Query, options: SearchOptions) -> Flow[list[Hit]]:
-        deadline = Deadline.after(options.timeout)
-        target = yield from self._found_target(deadline)
-        return (yield from flow.candidates(target, [query], options, deadline))[0]
-
-    def _found_target(self, deadline: Deadline) -> Flow[Target]:
-        if self._target is None:
-            self._target = yield from flow.find_target(self._settings, deadline)
-            self._report(self._target)
-        return self._target
 
     def _report(self, target: Target) -> None:
         if self._ranker is not None and not target.server.known:
@@ -122,8 +185,24 @@ class MilvusVLLMAdapter:
             )
 
 
+class Reranker(Protocol):
+    """Ranks items that are there already."""
+
+    def rank(self, query: Query, items: Sequence[Item]) -> list[Ranking]:
+        """Rank items by relevance to the query, best first."""
+
+    async def arank(self, query: Query, items: Sequence[Item]) -> list[Ranking]:
+        """Rank items by relevance to the query; the async twin of `rank`."""
+
+    def close(self) -> None:
+        """Close the blocking connections that are ours."""
+
+    async def aclose(self) -> None:
+        """Close this event loop's connections and the blocking ones, as far as ours."""
+
+
 class TextReranker:
-    """Reranks texts straight against vLLM; needs no Milvus and no pymilvus.
+    """Ranks the items' texts straight against vLLM; needs no Milvus and no pymilvus.
 
     Args:
         ranker: The model and how it is asked.
@@ -135,17 +214,17 @@ class TextReranker:
         self._driver = SyncDriver(None, self._vllm)
         self._async_driver = AsyncDriver(None, self._vllm)
 
-    def rank(self, query: Query, texts: Sequence[str]) -> list[Ranking]:
-        """Rank texts by relevance to the query, best first.
+    def rank(self, query: Query, items: Sequence[Item]) -> list[Ranking]:
+        """Rank items by relevance to the query, best first; equal scores stay as given.
 
         Raises:
             RerankError: Reranking failed and the ranker's `on_error` is not ``"skip"``.
         """
-        return self._driver.run(self._ranking(query, texts))
+        return self._driver.run(self._ranking(query, items))
 
-    async def arank(self, query: Query, texts: Sequence[str]) -> list[Ranking]:
-        """Rank texts by relevance to the query; the async twin of `rank`."""
-        return await self._async_driver.run(self._ranking(query, texts))
+    async def arank(self, query: Query, items: Sequence[Item]) -> list[Ranking]:
+        """Rank items by relevance to the query; the async twin of `rank`."""
+        return await self._async_driver.run(self._ranking(query, items))
 
     def close(self) -> None:
         """Close the blocking connections."""
@@ -155,5 +234,65 @@ class TextReranker:
         """Close this event loop's connections and the blocking ones."""
         await self._vllm.aclose()
 
-    def _ranking(self, query: Query, texts: Sequence[str]) -> Flow[list[Ranking]]:
-        return flow.rank_texts(self._ranker, query.text, texts, Deadline())
+    def _ranking(self, query: Query, items: Sequence[Item]) -> Flow[list[Ranking]]:
+        return flow.rank_texts(self._ranker, query, [item.text for item in items], Deadline())
+
+
+class RowRerankArguments(ConnectionArguments, Protocol):
+    """What a front end's `MilvusVLLMRerank` holds."""
+
+    collection_name: str
+    ranker: VLLMRanker
+    text_field: str | None
+    partition_names: Sequence[str] | None
+    consistency_level: str | int | None
+    timeout: float | None
+    on_missing: OnMissing
+
+
+class RowReranker:
+    """Has Milvus rank the items' rows, found by primary key; no text travels.
+
+    Args:
+        adapter: The collection, with a ranker.
+        options: Partitions, consistency level and timeout.
+        on_missing: Items without a row raise, or are kept last, marked.
+    """
+
+    def __init__(
+        self, adapter: MilvusVLLMAdapter, options: SearchOptions, on_missing: OnMissing
+    ) -> None:
+        self._adapter = adapter
+        self._options = options
+        self._on_missing: OnMissing = on_missing
+
+    @classmethod
+    def of(cls, arguments: RowRerankArguments) -> RowReranker:
+        """Make the reranker that a front end's arguments describe."""
+        settings = TargetSettings(
+            collection_name=arguments.collection_name, text_field=arguments.text_field
+        )
+        options = SearchOptions(
+            partition_names=arguments.partition_names,
+            consistency_level=arguments.consistency_level,
+            timeout=arguments.timeout,
+        )
+        connection = MilvusConnection.of(arguments)
+        adapter = MilvusVLLMAdapter(connection, settings, arguments.ranker)
+        return cls(adapter, options, arguments.on_missing)
+
+    def rank(self, query: Query, items: Sequence[Item]) -> list[Ranking]:
+        """Rank items by relevance to the query, best first; see `MilvusVLLMAdapter.rank`."""
+        return self._adapter.rank(query, items, self._options, self._on_missing)
+
+    async def arank(self, query: Query, items: Sequence[Item]) -> list[Ranking]:
+        """Rank items by relevance to the query; the async twin of `rank`."""
+        return await self._adapter.arank(query, items, self._options, self._on_missing)
+
+    def close(self) -> None:
+        """Close the blocking connections that are ours."""
+        self._adapter.close()
+
+    async def aclose(self) -> None:
+        """Close this event loop's connections and the blocking ones, as far as ours."""
+        await self._adapter.aclose()

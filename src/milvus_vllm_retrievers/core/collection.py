@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from milvus_vllm_retrievers.core.query import Encoder, Encoders
+from milvus_vllm_retrievers.core.filters import dynamic_field, json_path
+from milvus_vllm_retrievers.core.query import Encoder, Encoders, Item
 from milvus_vllm_retrievers.errors import ConfigurationError, did_you_mean
 
 
@@ -83,6 +84,27 @@ class ScalarField:
     type: int
     element_type: int | None = None
     nullable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FieldRef:
+    """A field as a filter expression names it; its `str()` is that name.
+
+    Attributes:
+        expr: The name, such as ``color``, ``$meta["any key"]`` or ``metadata["color"]``.
+        field: The schema field, None for a value inside JSON, which rows may lack.
+    """
+
+    expr: str
+    field: ScalarField | None
+
+    def __str__(self) -> str:
+        return self.expr
+
+    @property
+    def nullable(self) -> bool:
+        """Whether rows may lack a value."""
+        return self.field is None or self.field.nullable
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,76 +203,104 @@ class CollectionLayout:
             "pass text_field="
         )
 
+    def key_of(self, item: Item) -> int | str | None:
+        """Return the primary key of an item: its id, or what its metadata says, if that fits."""
+        for value in (item.id, item.metadata.get(self.primary_key)):
+            key = self._as_key(value)
+            if key is not None:
+                return key
+        return None
+
+    def _as_key(self, value: object) -> int | str | None:
+        type_ = next(field.type for field in self.scalars if field.name == self.primary_key)
+        if type_ == FieldType.VARCHAR:
+            return value if isinstance(value, str) else None
+        if isinstance(value, str) and value.removeprefix("-").isdecimal():
+            return int(value)
+        return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+    def vector_for_keys(self) -> VectorField:
+        """Return a vector field by which rows can be searched whatever their vectors are.
+
+        Raises:
+            ConfigurationError: There is no dense field; a sparse search finds only overlaps.
+        """
+        for vector in self.vector_fields:
+            if vector.is_dense:
+                return vector
+        raise ConfigurationError(
+            f"collection {self.name!r} has no dense vector field, by which alone rows can be "
+            "reranked by their keys; use VLLMRerank, which sends their texts to vLLM itself"
+        )
+
+    def field_ref(self, name: str) -> FieldRef:
+        """Return how a filter expression names a field.
+
+        The name stands for the schema field of that name, else for a dynamic field where the
+        collection has them, else for a key of its JSON field where it has exactly one.
+
+        Raises:
+            ConfigurationError: There is no such field, or no filter can reach it.
+        """
+        scalar = next((field for field in self.scalars if field.name == name), None)
+        if scalar is not None:
+            return FieldRef(name, scalar)
+        if name in (vector.name for vector in self.vector_fields):
+            raise ConfigurationError(f"field {name!r} holds vectors, which Milvus cannot filter by")
+        if self.dynamic:
+            return FieldRef(dynamic_field(name), None)
+        if len(self.json_fields) == 1:
+            return FieldRef(json_path(self.json_fields[0], name), None)
+        known = list(self.scalar_fields)
+        raise ConfigurationError(
+            f"collection {self.name!r} has no field {name!r}{did_you_mean(name, known)}; "
+            f"it has {known}, no dynamic fields, and not exactly one JSON field"
+        )
+
     def searched_fields(
-        self, names: str | Sequence[str] | None, encoders: Encoders
+        self, names: str | Sequence[str] | None, encoders: Encoders, *, embedded: bool = False
     ) -> tuple[tuple[VectorField, Encoder | None], ...]:
         """Return the vector fields to search, each with what encodes a query for it.
 
         Args:
             names: One field, several, or None for every field that a query can reach.
             encoders: What the caller can encode with.
+            embedded: Whether the queries come with a dense vector of their own.
+
+        Returns:
+            Fields and their encoders; None where a query goes as it comes, as its text or its
+            own dense vector.
 
         Raises:
             ConfigurationError: A field is missing, not a vector, named twice or out of reach.
         """
-        if names is None:
-            reachable = [
-                (vector, self._encoder(vector, encoders))
-                for vector in self.vector_fields
-                if self._out_of_reach(vector, encoders) is None
-            ]
-            if not reachable:
-                raise ConfigurationError(self._nothing_searchable(encoders))
-            return tuple(reachable)
-        chosen = [names] if isinstance(names, str) else list(names)
-        if not chosen or len(set(chosen)) != len(chosen):
+        chosen = [names] if isinstance(names, str) else names
+        if chosen is not None and (not chosen or len(set(chosen)) != len(chosen)):
             raise ConfigurationError("vector_field must name at least one field, each only once")
-        return tuple(self._searched_field(name, encoders) for name in chosen)
+        vectors = self.vector_fields if chosen is None else [self._vector(n) for n in chosen]
+        problems = {v.name: _out_of_reach(v, encoders, embedded=embedded) for v in vectors}
+        unreachable = [problem for problem in problems.values() if problem]
+        if unreachable and chosen is not None:
+            raise ConfigurationError("; ".join(unreachable))
+        if len(unreachable) == len(problems):
+            raise ConfigurationError(
+                f"collection {self.name!r} has no vector field that a query text can reach: "
+                + ("; ".join(unreachable) or "it has no vector field at all")
+            )
+        return tuple(
+            (vector, _encoder(vector, encoders, embedded=embedded))
+            for vector in vectors
+            if not problems[vector.name]
+        )
 
-    def _searched_field(self, name: str, encoders: Encoders) -> tuple[VectorField, Encoder | None]:
-        vector = next((v for v in self.vector_fields if v.name == name), None)
-        if vector is None:
-            known = [v.name for v in self.vector_fields]
+    def _vector(self, name: str) -> VectorField:
+        known = {vector.name: vector for vector in self.vector_fields}
+        if name not in known:
             raise ConfigurationError(
                 f"collection {self.name!r} has no vector field {name!r}"
-                f"{did_you_mean(name, known)}; it has {known}"
+                f"{did_you_mean(name, list(known))}; it has {list(known)}"
             )
-        problem = self._out_of_reach(vector, encoders)
-        if problem:
-            raise ConfigurationError(problem)
-        return vector, self._encoder(vector, encoders)
-
-    @staticmethod
-    def _encoder(vector: VectorField, encoders: Encoders) -> Encoder | None:
-        if vector.takes_text:
-            return None
-        return encoders.by_field.get(vector.name) or (
-            encoders.sparse if vector.is_sparse else encoders.dense
-        )
-
-    @staticmethod
-    def _out_of_reach(vector: VectorField, encoders: Encoders) -> str | None:
-        if vector.takes_text or vector.name in encoders.by_field:
-            return None
-        if vector.is_sparse:
-            return (
-                None
-                if encoders.sparse
-                else f"sparse field {vector.name!r} is not BM25: pass a sparse encoder for it"
-            )
-        if not vector.is_dense:
-            return f"vector field {vector.name!r} is of a type no text embedding model makes"
-        return (
-            None
-            if encoders.dense
-            else f"dense field {vector.name!r} needs query vectors: pass an embedding model"
-        )
-
-    def _nothing_searchable(self, encoders: Encoders) -> str:
-        reasons = [self._out_of_reach(vector, encoders) or "" for vector in self.vector_fields]
-        return f"collection {self.name!r} has no vector field that a query text can reach: " + (
-            "; ".join(reasons) or "it has no vector field at all"
-        )
+        return known[name]
 
     def _not_a_text_field(self, name: str) -> str:
         known = list(self.text_fields)
@@ -278,6 +328,27 @@ class CollectionLayout:
                 f"{did_you_mean(unknown[0], known)}; it has {known}"
             )
         return names
+
+
+def _encoder(vector: VectorField, encoders: Encoders, *, embedded: bool) -> Encoder | None:
+    if vector.takes_text or (vector.is_dense and embedded):
+        return None
+    common = encoders.sparse if vector.is_sparse else encoders.dense
+    return encoders.by_field.get(vector.name, common)
+
+
+def _out_of_reach(vector: VectorField, encoders: Encoders, *, embedded: bool) -> str | None:
+    """Say why no query can be sent to the field, or nothing if one can."""
+    as_it_comes = vector.takes_text or (vector.is_dense and embedded)
+    if as_it_comes or vector.name in encoders.by_field:
+        return None
+    if vector.is_sparse:
+        problem = f"sparse field {vector.name!r} is not BM25: pass a sparse encoder for it"
+        return None if encoders.sparse else problem
+    if not vector.is_dense:
+        return f"vector field {vector.name!r} is of a type no text embedding model makes"
+    problem = f"dense field {vector.name!r} needs query vectors: pass an embedding model"
+    return None if encoders.dense else problem
 
 
 def _names(value: str | Sequence[str]) -> list[str]:

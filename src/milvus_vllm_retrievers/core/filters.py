@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from milvus_vllm_retrievers.errors import ConfigurationError, did_you_mean, excerpt
-
-if TYPE_CHECKING:
-    from milvus_vllm_retrievers.core.collection import CollectionLayout, ScalarField
+from milvus_vllm_retrievers.errors import ConfigurationError, excerpt
 
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
 
@@ -43,7 +38,7 @@ def literal(value: object) -> str:
         return f'"{_encodable(value).translate(_ESCAPES)}"'
     if isinstance(value, int):
         if not -(2**63) < value < 2**63:
-            raise ConfigurationError(f"a filter's whole numbers have 64 bits, {value} needs more")
+            raise ConfigurationError("a filter's whole numbers must fit in 64 bits")
         return str(int(value))
     if isinstance(value, float):
         if not math.isfinite(value):
@@ -57,62 +52,31 @@ def literal(value: object) -> str:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class FieldRef:
-    """A field as an expression names it; its `str()` is that name.
-
-    Attributes:
-        expr: The name, such as ``color``, ``$meta["any key"]`` or ``metadata["color"]``.
-        field: The schema field, None for a value inside JSON, which rows may lack.
-    """
-
-    expr: str
-    field: ScalarField | None
-
-    def __str__(self) -> str:
-        return self.expr
-
-    @property
-    def nullable(self) -> bool:
-        """Whether rows may lack a value."""
-        return self.field is None or self.field.nullable
-
-
-def field_ref(name: str, layout: CollectionLayout) -> FieldRef:
-    """Return how an expression names a field, so that no name can be read as anything else.
-
-    A name stands for the schema field of that name, else for a dynamic field where the
-    collection has them, else for a key of its JSON field where it has exactly one.
+def dynamic_field(name: str) -> str:
+    """Write the name of a dynamic field: as it is, or as ``$meta["any name"]``.
 
     Raises:
-        ConfigurationError: No such field can be filtered by.
+        ConfigurationError: Expressions cannot hold the name.
     """
-    scalar = next((field for field in layout.scalars if field.name == name), None)
-    if scalar is not None:
-        return FieldRef(name, scalar)
-    if name in (vector.name for vector in layout.vector_fields):
-        raise ConfigurationError(f"field {name!r} holds vectors, which Milvus cannot filter by")
-    if layout.dynamic:
-        plain = _IDENTIFIER.fullmatch(name) and not _KEYWORD.fullmatch(name)
-        return FieldRef(name if plain else f"$meta[{_key(name)}]", None)
-    if len(layout.json_fields) == 1:
-        return FieldRef(f"{layout.json_fields[0]}[{_key(name)}]", None)
-    known = list(layout.scalar_fields)
-    raise ConfigurationError(
-        f"collection {layout.name!r} has no field {name!r}{did_you_mean(name, known)}; "
-        f"it has {known}, no dynamic fields, and not exactly one JSON field"
-    )
+    plain = _IDENTIFIER.fullmatch(name) and not _KEYWORD.fullmatch(name)
+    return name if plain else json_path("$meta", name)
 
 
-def _key(name: str) -> str:
-    """Quote a JSON key: Milvus takes what is between the quotes as it is, without escapes."""
-    quote = "'" if '"' in name else '"'
-    if not name or quote in name or "][" in name or any(c in name for c in "\\\r\n"):
+def json_path(field: str, key: str) -> str:
+    """Write the path of a key inside a JSON field.
+
+    Milvus takes what is between a path's quotes as it is, without escapes.
+
+    Raises:
+        ConfigurationError: Expressions cannot hold the key.
+    """
+    quote = "'" if '"' in key else '"'
+    if not key or quote in key or "][" in key or any(c in key for c in "\\\r\n"):
         raise ConfigurationError(
-            f"Milvus cannot filter by the key {excerpt(name)!r}: a key is not empty and has no "
+            f"Milvus cannot filter by the key {excerpt(key)!r}: a key is not empty and has no "
             "backslash, no line break, no '][' and not both kinds of quotes"
         )
-    return f"{quote}{_encodable(name)}{quote}"
+    return f"{field}[{quote}{_encodable(key)}{quote}]"
 
 
 def _encodable(text: str) -> str:

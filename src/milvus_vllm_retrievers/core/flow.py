@@ -6,20 +6,27 @@ or has its error thrown in. It never touches a socket: `drivers` does the steps,
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from milvus_vllm_retrievers.core import hits as hits_
 from milvus_vllm_retrievers.core import requests
-from milvus_vllm_retrievers.core.collection import CollectionLayout, VectorField
+from milvus_vllm_retrievers.core.collection import CollectionLayout
 from milvus_vllm_retrievers.core.deadline import Deadline
-from milvus_vllm_retrievers.core.hits import Hit, Ranking
+from milvus_vllm_retrievers.core.hits import Hit, PrimaryKey, Ranking
 from milvus_vllm_retrievers.core.milvus import Server, is_not_loaded
-from milvus_vllm_retrievers.core.query import Encoder, Encoders, Query, SearchOptions
+from milvus_vllm_retrievers.core.query import (
+    Encoder,
+    Encoders,
+    Item,
+    OnMissing,
+    Query,
+    SearchOptions,
+)
 from milvus_vllm_retrievers.core.requests import Leg, SearchCall
-from milvus_vllm_retrievers.errors import ConfigurationError, RerankError
-from milvus_vllm_retrievers.ranker import VLLMRanker
+from milvus_vllm_retrievers.errors import ConfigurationError, RerankError, SearchError
+from milvus_vllm_retrievers.ranker import Provider, VLLMRanker
 
 T = TypeVar("T")
 
@@ -63,34 +70,46 @@ Step = Encode | CallMilvus | Rerank | Together
 Flow = Generator[Step, Any, T]
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A collection and how it is searched, found out once.
-
-    Attributes:
-        layout: The collection's fields.
-        server: What its server can do.
-        text_field: The field that is reranked.
-        searched: The vector fields to search, each with what encodes a query for it.
-        output_fields: What is fetched of each hit.
-    """
-
-    layout: CollectionLayout
-    server: Server
-    text_field: str
-    searched: tuple[tuple[VectorField, Encoder | None], ...]
-    output_fields: tuple[str, ...]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetSettings:
-    """What the caller says of the collection; None leaves it to the collection's layout."""
+    """What the caller says of the collection; None leaves it to the collection's layout.
+
+    Attributes:
+        collection_name: The collection.
+        text_field: The VARCHAR field that is reranked.
+        vector_field: The vector field or fields to search.
+        output_fields: What to fetch of each hit.
+        encoders: How queries become vectors.
+        where: A filter that can only be written once the layout is known.
+    """
 
     collection_name: str
     text_field: str | None = None
     vector_field: str | Sequence[str] | None = None
     output_fields: Sequence[str] | None = None
     encoders: Encoders = field(default_factory=Encoders)
+    where: Callable[[CollectionLayout], str | None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A collection and how it is searched, found out once.
+
+    Attributes:
+        settings: What the caller said of it.
+        layout: The collection's fields.
+        server: What its server can do.
+        text_field: The field that is reranked.
+        output_fields: What is fetched of each hit.
+        expr: What `settings.where` says for this layout.
+    """
+
+    settings: TargetSettings
+    layout: CollectionLayout
+    server: Server
+    text_field: str
+    output_fields: tuple[str, ...]
+    expr: str | None
 
 
 def find_target(settings: TargetSettings, deadline: Deadline) -> Flow[Target]:
@@ -106,30 +125,35 @@ def find_target(settings: TargetSettings, deadline: Deadline) -> Flow[Target]:
     text_field = layout.text_field(settings.text_field)
     version = yield CallMilvus("version of the Milvus server", "get_server_version", {}, deadline)
     return Target(
+        settings=settings,
         layout=layout,
         server=Server.from_version(str(version)),
         text_field=text_field,
-        searched=layout.searched_fields(settings.vector_field, settings.encoders),
         output_fields=tuple(layout.output_fields(settings.output_fields, text_field)),
+        expr=settings.where(layout) if settings.where else None,
     )
 
 
 def reranks_in_milvus(ranker: VLLMRanker, server: Server) -> bool:
-    """Decide who reranks: Milvus (True) or this process (False).
-
-    Raises:
-        ConfigurationError: Mode is "server" and the server would ignore the ranker.
-    """
-    if ranker.mode == "client":
-        return False
+    """Decide who reranks: Milvus (True) or this process (False)."""
     if ranker.mode == "auto":
         return server.known and server.provider == "vllm" and not ranker.client_only_reasons
+    return ranker.mode == "server"
+
+
+def _provider(server: Server, what: str) -> Provider:
+    """Return the provider through which the server reranks.
+
+    Raises:
+        ConfigurationError: It has none, and would ignore a ranker in silence.
+    """
     if server.provider is None:
         raise ConfigurationError(
-            f"mode='server' needs Milvus 2.6 or later; this server is {server.version!r} and "
-            "would ignore the ranker in silence. Use mode='auto' or 'client'"
+            f"{what} needs Milvus 2.6 or later; this server is {server.version!r} and would "
+            "ignore the ranker in silence. Rerank from this process: mode='auto' or 'client', "
+            "or VLLMRerank"
         )
-    return True
+    return server.provider
 
 
 def retrieve(
@@ -140,14 +164,8 @@ def retrieve(
     deadline: Deadline,
 ) -> Flow[list[list[Hit]]]:
     """Retrieve `k` hits for each query: search, rerank, fall back where that was asked for."""
-    if options.expr_params and target.server.is_lite:
-        raise ConfigurationError(
-            "Milvus Lite takes no filter templates (expr_params): write the values into expr, "
-            "such as 'tenant == \"a\"'"
-        )
     in_milvus = ranker is not None and reranks_in_milvus(ranker, target.server)
-    legs = yield from _legs(target, queries)
-    search = _Search(target, legs, options, deadline)
+    search = yield from _prepared(target, queries, options, deadline)
     if ranker is None:
         return (yield from search.plain(options.k))
     if in_milvus:
@@ -161,9 +179,8 @@ def candidates(
     target: Target, queries: Sequence[Query], options: SearchOptions, deadline: Deadline
 ) -> Flow[list[list[Hit]]]:
     """Retrieve what would be reranked, in retrieval order."""
-    legs = yield from _legs(target, queries)
-    limit = requests.candidate_limit(legs, options)
-    return (yield from _Search(target, legs, options, deadline).plain(limit))
+    search = yield from _prepared(target, queries, options, deadline)
+    return (yield from search.candidates())
 
 
 def rerank_texts(
@@ -194,28 +211,108 @@ def rerank_texts(
 
 
 def rank_texts(
-    ranker: VLLMRanker, query: str, texts: Sequence[str], deadline: Deadline
+    ranker: VLLMRanker, query: Query, texts: Sequence[str], deadline: Deadline
 ) -> Flow[list[Ranking]]:
     """Rank given texts; with `on_error="skip"` a failure keeps their order, marked."""
     try:
-        scores = (yield from rerank_texts(ranker, [(query, texts)], deadline))[0]
+        scores = (yield from rerank_texts(ranker, [(query.text, texts)], deadline))[0]
     except RerankError as error:
         if ranker.on_error != "skip":
             raise
-        return [Ranking(index, None, str(error)) for index in range(len(texts))]
-    return hits_.rank(scores)
+        return hits_.as_given(range(len(texts)), str(error))
+    return hits_.ranked_by_client(scores)
+
+
+def rank_rows(
+    target: Target,
+    ranker: VLLMRanker,
+    query: Query,
+    items: Sequence[Item],
+    options: SearchOptions,
+    deadline: Deadline,
+    on_missing: OnMissing,
+) -> Flow[list[Ranking]]:
+    """Have Milvus rank items by their primary keys.
+
+    Args:
+        target: The collection.
+        ranker: The model.
+        query: The question.
+        items: What to rank.
+        options: Partitions and consistency level.
+        deadline: When it must be done.
+        on_missing: What to do with items that have no row: raise, or keep them last, marked.
+    """
+    keys = [target.layout.key_of(item) for item in items]
+    asked = list(dict.fromkeys(key for key in keys if key is not None))
+    try:
+        scores = yield from _scores_by_key(target, ranker, query, asked, options, deadline)
+    except RerankError as error:
+        if ranker.on_error == "raise":
+            raise
+        if ranker.on_error == "client":
+            texts = [item.text for item in items]
+            return (yield from rank_texts(ranker, query, texts, deadline))
+        return hits_.as_given(range(len(items)), str(error))
+    rankings = hits_.ranked_by_milvus(keys, scores, target.layout.name)
+    missing = [ranking.index for ranking in rankings if ranking.reranked_by is None]
+    if missing and on_missing == "raise":
+        raise SearchError(
+            f"{len(missing)} of {len(items)} items have no row in collection "
+            f"{target.layout.name!r}, the first has id {items[missing[0]].id!r}. Pass "
+            "on_missing='keep' to get such items last, marked"
+        )
+    return rankings
+
+
+def _scores_by_key(
+    target: Target,
+    ranker: VLLMRanker,
+    query: Query,
+    keys: Sequence[PrimaryKey],
+    options: SearchOptions,
+    deadline: Deadline,
+) -> Flow[dict[PrimaryKey, float]]:
+    if not keys:
+        return {}
+    function = ranker.to_function(
+        query.text, target.text_field, provider=_provider(target.server, "MilvusVLLMRerank")
+    )
+    call = requests.rows_call(target.layout, keys, options, function)
+    rows = (yield from _call(target, call, deadline))[0]
+    hits = hits_.read_hits(rows, target.layout.primary_key, target.text_field)
+    return {hit.pk: hit.retrieval_score or 0.0 for hit in hits}
+
+
+def _prepared(
+    target: Target, queries: Sequence[Query], options: SearchOptions, deadline: Deadline
+) -> Flow[_Search]:
+    if options.expr_params and target.server.is_lite:
+        raise ConfigurationError(
+            "Milvus Lite takes no filter templates (expr_params): write the values into expr, "
+            "such as 'tenant == \"a\"'"
+        )
+    legs = yield from _legs(target, queries)
+    return _Search(target, legs, options.narrowed(expr=target.expr), deadline)
 
 
 def _legs(target: Target, queries: Sequence[Query]) -> Flow[list[Leg]]:
+    settings = target.settings
+    embeddings = [query.embedding for query in queries if query.embedding is not None]
+    searched = target.layout.searched_fields(
+        settings.vector_field, settings.encoders, embedded=len(embeddings) == len(queries)
+    )
     encoded: dict[int, Sequence[Any]] = {}
     legs = []
-    for vector, encoder in target.searched:
-        if encoder is None:
+    for vector, encoder in searched:
+        if vector.takes_text:
             legs.append(Leg(vector, [query.text for query in queries]))
-            continue
-        if id(encoder) not in encoded:
-            encoded[id(encoder)] = yield Encode(encoder, queries)
-        legs.append(requests.make_leg(vector, encoded[id(encoder)]))
+        elif encoder is None:
+            legs.append(requests.make_leg(vector, embeddings))
+        else:
+            if id(encoder) not in encoded:
+                encoded[id(encoder)] = yield Encode(encoder, queries)
+            legs.append(requests.make_leg(vector, encoded[id(encoder)]))
     return legs
 
 
@@ -236,14 +333,17 @@ class _Search:
             self.target.output_fields,
             limit=limit,
         )
-        return self._run(call)
+        return self._hits(call)
+
+    def candidates(self) -> Flow[list[list[Hit]]]:
+        return self.plain(requests.candidate_limit(self.legs, self.options))
 
     def reranked(self, ranker: VLLMRanker, queries: Sequence[Query]) -> Flow[list[list[Hit]]]:
         server = self.target.server
         function = ranker.to_function(
             [query.text for query in queries],
             self.target.text_field,
-            provider=server.provider or "vllm",
+            provider=_provider(server, "mode='server'"),
         )
         call = requests.reranked_call(
             self.target.layout.name,
@@ -253,27 +353,28 @@ class _Search:
             function=function,
             search_reranks_exactly=not server.is_lite,
         )
-        return self._run(call)
+        return self._hits(call)
 
-    def _run(self, call: SearchCall) -> Flow[list[list[Hit]]]:
-        name = self.target.layout.name
-        step = CallMilvus(
-            f"{call.method} of collection {name!r}", call.method, call.arguments, self.deadline
-        )
-        try:
-            answer = yield step
-        except Exception as error:
-            if not is_not_loaded(error):
-                raise
-            yield CallMilvus(
-                f"loading collection {name!r}",
-                "load_collection",
-                {"collection_name": name},
-                self.deadline,
-            )
-            answer = yield step
+    def _hits(self, call: SearchCall) -> Flow[list[list[Hit]]]:
+        answer = yield from _call(self.target, call, self.deadline)
         primary_key, text_field = self.target.layout.primary_key, self.target.text_field
         return [hits_.read_hits(rows, primary_key, text_field) for rows in answer]
+
+
+def _call(target: Target, call: SearchCall, deadline: Deadline) -> Flow[Any]:
+    """Search, loading the collection first if it turns out to be released."""
+    name = target.layout.name
+    what = f"{call.method} of collection {name!r}"
+    step = CallMilvus(what, call.method, call.arguments, deadline)
+    try:
+        return (yield step)
+    except SearchError as error:
+        if not is_not_loaded(error):
+            raise
+    yield CallMilvus(
+        f"loading collection {name!r}", "load_collection", {"collection_name": name}, deadline
+    )
+    return (yield step)
 
 
 def _reranked_by_milvus(
@@ -295,7 +396,7 @@ def _reranked_by_client(
     search: _Search, ranker: VLLMRanker, queries: Sequence[Query]
 ) -> Flow[list[list[Hit]]]:
     k = search.options.k
-    pools = yield from search.plain(requests.candidate_limit(search.legs, search.options))
+    pools = yield from search.candidates()
     texts = [[hit.text or "" for hit in pool] for pool in pools]
     asked = [(query.text, pool) for query, pool in zip(queries, texts, strict=True)]
     try:

@@ -27,6 +27,7 @@ class Hit:
             if the item was not reranked.
         reranked_by: Who asked the model: ``"milvus"``, ``"client"`` or, unranked, None.
         rerank_error: Why it is unranked although a ranker was given.
+        pk_field: The primary key field's name.
     """
 
     pk: PrimaryKey
@@ -36,18 +37,16 @@ class Hit:
     relevance_score: float | None = None
     reranked_by: RerankedBy | None = None
     rerank_error: str | None = None
+    pk_field: str = "pk"
+
+    def key(self) -> dict[str, Any]:
+        """Return the primary key by its field's name."""
+        return {self.pk_field: self.pk}
 
     def scores(self) -> dict[str, Any]:
         """Return what a front end writes into an item's metadata, by its public names."""
-        scores: dict[str, Any] = {
-            "relevance_score": self.relevance_score,
-            "reranked_by": self.reranked_by,
-        }
-        if self.retrieval_score is not None:
-            scores["retrieval_score"] = self.retrieval_score
-        if self.rerank_error is not None:
-            scores["rerank_error"] = self.rerank_error
-        return scores
+        known = {} if self.retrieval_score is None else {"retrieval_score": self.retrieval_score}
+        return {**_metadata(self), **known}
 
 
 def read_hits(rows: Iterable[Mapping[str, Any]], primary_key: str, text_field: str) -> list[Hit]:
@@ -67,6 +66,7 @@ def _read_hit(row: Mapping[str, Any], primary_key: str, text_field: str) -> Hit:
         text=text,
         fields={primary_key: pk, **fields},
         retrieval_score=float(row["distance"]),
+        pk_field=primary_key,
     )
 
 
@@ -127,29 +127,59 @@ def above(hits: Iterable[Hit], threshold: float | None) -> list[Hit]:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """The place of one given text after reranking.
+    """The place of one given item after reranking.
 
     Attributes:
-        index: The text's position in what was given.
-        relevance_score: The model's score (a float32); None if reranking failed.
-        rerank_error: Why there is no score.
+        index: The item's position in what was given.
+        relevance_score: The model's score (a float32); None if the item was not reranked.
+        reranked_by: Who asked the model: ``"milvus"``, ``"client"`` or, unranked, None.
+        rerank_error: Why it was not reranked.
     """
 
     index: int
-    relevance_score: float | None
+    relevance_score: float | None = None
+    reranked_by: RerankedBy | None = None
     rerank_error: str | None = None
 
     def scores(self) -> dict[str, Any]:
         """Return what a front end writes into an item's metadata, by its public names."""
-        scored = self.relevance_score is not None
-        scores = {
-            "relevance_score": self.relevance_score,
-            "reranked_by": "client" if scored else None,
-        }
-        return scores if scored else {**scores, "rerank_error": self.rerank_error}
+        return _metadata(self)
 
 
-def rank(scores: Sequence[float]) -> list[Ranking]:
+def ranked_by_client(scores: Sequence[float]) -> list[Ranking]:
     """Order positions by score descending; equal scores keep the given order."""
-    ranked = [Ranking(index, float32(score)) for index, score in enumerate(scores)]
+    ranked = [Ranking(index, float32(score), "client") for index, score in enumerate(scores)]
     return sorted(ranked, key=lambda r: -(r.relevance_score or 0.0))
+
+
+def ranked_by_milvus(
+    keys: Sequence[PrimaryKey | None], scores: Mapping[PrimaryKey, float], collection: str
+) -> list[Ranking]:
+    """Order items by their rows' scores, ties by primary key; those without a row come last.
+
+    Args:
+        keys: The primary key of each item that was given, None where it has none.
+        scores: The scores of the rows that were found.
+        collection: The collection's name, for the marks.
+    """
+    found = [(key, index) for index, key in enumerate(keys) if key is not None and key in scores]
+    found.sort(key=lambda item: (-scores[item[0]], item[0], item[1]))
+    lost = [index for index, key in enumerate(keys) if key is None or key not in scores]
+    return [Ranking(index, float32(scores[key]), "milvus") for key, index in found] + as_given(
+        lost, f"collection {collection!r} has no row with this item's primary key"
+    )
+
+
+def as_given(indices: Iterable[int], reason: str) -> list[Ranking]:
+    """Leave items unranked, in the order they were given."""
+    return [Ranking(index, rerank_error=reason) for index in indices]
+
+
+def _metadata(scored: Hit | Ranking) -> dict[str, Any]:
+    metadata: dict[str, Any] = {
+        "relevance_score": scored.relevance_score,
+        "reranked_by": scored.reranked_by,
+    }
+    if scored.rerank_error is not None:
+        metadata["rerank_error"] = scored.rerank_error
+    return metadata

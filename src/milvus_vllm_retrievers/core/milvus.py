@@ -6,7 +6,9 @@ import re
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pydantic import SecretStr
 
 from milvus_vllm_retrievers.core.per_loop import PerLoop
 from milvus_vllm_retrievers.errors import (
@@ -164,6 +166,17 @@ class ConnectionSettings:
         return {**{k: v for k, v in given.items() if v}, **self.connection_args}
 
 
+class ConnectionArguments(Protocol):
+    """What a front end's class holds to connect with."""
+
+    uri: str
+    token: SecretStr
+    db_name: str
+    connection_args: Mapping[str, Any]
+    client: Any
+    async_client: Any
+
+
 class MilvusConnection:
     """A blocking client and one async client per event loop, owned or borrowed.
 
@@ -188,6 +201,17 @@ class MilvusConnection:
         self._borrowed_async = async_client
         self._owned: MilvusClient | None = None
         self._owned_async = PerLoop(self._new_async_client, _close_async)
+
+    @classmethod
+    def of(cls, arguments: ConnectionArguments) -> MilvusConnection:
+        """Make the connection that a front end's arguments describe."""
+        settings = ConnectionSettings(
+            uri=arguments.uri,
+            token=arguments.token.get_secret_value(),
+            db_name=arguments.db_name,
+            connection_args=arguments.connection_args,
+        )
+        return cls(settings, client=arguments.client, async_client=arguments.async_client)
 
     def client(self) -> MilvusClient:
         """Return the blocking client.

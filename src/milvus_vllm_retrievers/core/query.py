@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from milvus_vllm_retrievers.core.filters import all_of, checked_expr
 from milvus_vllm_retrievers.errors import ConfigurationError
@@ -14,6 +14,7 @@ DEFAULT_FETCH_K = 50
 # What Milvus allows as topk, per leg and in all.
 MAX_LIMIT = 16_384
 
+OnMissing = Literal["raise", "keep"]
 DenseVector = Sequence[float]
 SparseVector = Mapping[int, float]
 
@@ -24,7 +25,8 @@ class Query:
 
     Args:
         text: What is reranked against, and searched for as text. Not empty.
-        embedding: A ready dense vector of the question; None has it computed.
+        embedding: A ready dense vector of the question, for every dense field; None has it
+            computed.
         embedding_texts: Other texts to embed in place of `text`, where the framework has them.
     """
 
@@ -37,6 +39,21 @@ class Query:
             raise ConfigurationError("the query must be a non-empty text")
         # gRPC and JSON carry valid Unicode only; a lone surrogate becomes "?".
         object.__setattr__(self, "text", self.text.encode("utf-8", "replace").decode("utf-8"))
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One document or node that is to be reranked.
+
+    Args:
+        text: Its text.
+        id: Its id, as the framework has it.
+        metadata: Its metadata, where the primary key may stand under its field's name.
+    """
+
+    text: str
+    id: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from milvus_vllm_retrievers.core.collection import FieldType, VectorField
+from milvus_vllm_retrievers.core.collection import CollectionLayout, FieldType, VectorField
+from milvus_vllm_retrievers.core.filters import literal
 from milvus_vllm_retrievers.core.query import MAX_LIMIT, SearchOptions
 from milvus_vllm_retrievers.errors import ConfigurationError
 
@@ -124,6 +125,34 @@ def reranked_call(
             collection, legs[0], options, output_fields, limit=options.k, function=function
         )
     return _hybrid_search(collection, legs, options, output_fields, options.k, function)
+
+
+def rows_call(
+    layout: CollectionLayout,
+    keys: Sequence[int | str],
+    options: SearchOptions,
+    function: Function,
+) -> SearchCall:
+    """Build the search that reranks just the rows with these keys.
+
+    The filter and the limit leave exactly these rows, so the query vector does not matter.
+
+    Args:
+        layout: The collection; it needs a dense field.
+        keys: Primary keys, at most 16,384.
+        options: Partitions and consistency level.
+        function: The rerank Function, bound to one query.
+    """
+    vector = layout.vector_for_keys()
+    any_vector = [1.0] + [0.0] * ((vector.dim or 1) - 1)
+    arguments = {
+        **_shared(layout.name, options, [layout.primary_key], len(keys)),
+        "data": [_dense(vector.type, any_vector)],
+        "anns_field": vector.name,
+        "filter": f"{layout.primary_key} in {literal(list(keys))}",
+        "ranker": function,
+    }
+    return SearchCall("search", arguments)
 
 
 def candidate_limit(legs: Sequence[Leg], options: SearchOptions) -> int:

@@ -1,0 +1,521 @@
+"""LlamaIndex: a retriever over Milvus reranked by vLLM, and a postprocessor for any nodes.
+
+from milvus_vllm_retrievers.llama_index import MilvusVLLMRetriever, VLLMRanker
+
+retriever = MilvusVLLMRetriever("docs", ranker=VLLMRanker("http://localhost:8000"))
+engine = RetrieverQueryEngine.from_args(retriever)
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from inspect import signature
+from typing import Any
+
+from pydantic import ConfigDict, Field, PositiveInt, PrivateAttr, SecretStr, model_validator
+from typing_extensions import Self
+
+from milvus_vllm_retrievers.core.adapter import (
+    MilvusVLLMAdapter,
+    Reranker,
+    RowReranker,
+    TextReranker,
+)
+from milvus_vllm_retrievers.core.flow import TargetSettings
+from milvus_vllm_retrievers.core.hits import Hit, Ranking
+from milvus_vllm_retrievers.core.milvus import DEFAULT_URI, ConnectionSettings, MilvusConnection
+from milvus_vllm_retrievers.core.query import (
+    Encoder,
+    Encoders,
+    Item,
+    OnMissing,
+    Query,
+    SearchOptions,
+    sparse_encoder,
+)
+from milvus_vllm_retrievers.errors import (
+    ConfigurationError,
+    MissingDependencyError,
+    configuration_errors,
+    refuse_unknown,
+)
+from milvus_vllm_retrievers.explain import Explanation, aexplain, explain
+from milvus_vllm_retrievers.ranker import VLLMRanker, ranker_from, server_ranker
+from milvus_vllm_retrievers.stores import llama_index_arguments
+
+try:
+    from llama_index.core import Settings
+    from llama_index.core.base.base_retriever import BaseRetriever
+    from llama_index.core.base.embeddings.base import BaseEmbedding
+    from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
+    from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
+    from llama_index.core.postprocessor.types import BaseNodePostprocessor
+    from llama_index.core.schema import (
+        BaseNode,
+        ImageNode,
+        MetadataMode,
+        NodeWithScore,
+        QueryBundle,
+        QueryType,
+        TextNode,
+    )
+    from llama_index.core.vector_stores.types import MetadataFilters
+    from llama_index.core.vector_stores.utils import metadata_dict_to_node
+    from llama_index_instrumentation import get_dispatcher
+
+    from milvus_vllm_retrievers.llama_filters import to_expr
+except ImportError as error:
+    raise MissingDependencyError(
+        "milvus_vllm_retrievers.llama_index needs llama-index-core: "
+        "pip install 'milvus-vllm-retrievers[llama-index]'"
+    ) from error
+
+__all__ = ["MilvusVLLMRerank", "MilvusVLLMRetriever", "VLLMRanker", "VLLMRerank"]
+
+dispatcher = get_dispatcher(__name__)
+
+
+class MilvusVLLMRetriever(BaseRetriever):
+    """Retrieves nodes from a Milvus collection, reranked by a model that vLLM serves.
+
+    In the common case the collection's name and a ranker are all it takes: the primary key,
+    the text field and the vector fields are read from the collection. Nodes that LlamaIndex
+    stored come back as they were, with their own ids and relationships; other rows become
+    TextNodes with the primary key as id.
+
+    `NodeWithScore.score` is the model's score. The nodes' metadata has ``relevance_score``,
+    ``retrieval_score`` (where it is known), ``reranked_by`` (``"milvus"``, ``"client"`` or None)
+    and, on a node that a failure left unranked, ``rerank_error``; the language model and the
+    embedding model do not see them.
+
+    Args:
+        collection_name: The Milvus collection.
+        ranker: How candidates are reranked. None leaves the retrieval order; several vector
+            fields are then fused by RRF.
+        uri: Milvus's address, or the path of a Milvus Lite file. Default
+            ``http://localhost:19530``.
+        token: ``user:password`` or an api key of Milvus.
+        db_name: Database; empty is the default one.
+        connection_args: Further arguments of pymilvus's client, such as TLS files.
+        client: A pymilvus MilvusClient to use in place of `uri`; it is never closed.
+        async_client: An AsyncMilvusClient to use in the event loop it belongs to.
+        embed_model: The embedding model of dense fields, or a mapping of field names to models.
+            Default: `Settings.embed_model` where one was set. BM25 and TEXT_EMBEDDING fields
+            need none, nor does a QueryBundle that brings its embedding.
+        sparse_embedding: For sparse fields other than BM25: a callable from text to
+            ``{dimension: weight}``, or an object with ``encode_queries`` that does it.
+        vector_field: The vector field or fields to search; None is every one that the query
+            can reach.
+        text_field: The VARCHAR field that is reranked and becomes the node's text.
+        output_fields: Fields for the metadata; None is all but vectors.
+        similarity_top_k: Nodes to return. Default 2.
+        fetch_k: Candidates per vector field that are reranked. Default: 50, or
+            `similarity_top_k` if larger.
+        filters: LlamaIndex MetadataFilters that every node must match.
+        expr: Milvus boolean expression that every node must match, beside `filters`.
+        expr_params: Values of the expression's templates (not on Milvus Lite).
+        partition_names: Partitions to search; None is all.
+        consistency_level: Such as ``"Strong"``; None is the collection's own.
+        search_params: Parameters of the index, common or by vector field.
+        score_threshold: Least relevance score of a returned node.
+        timeout: Seconds for one call as a whole; None waits without limit.
+        callback_manager: LlamaIndex's callbacks.
+        object_map: Objects by index id, for IndexNodes.
+        verbose: Whether LlamaIndex prints what it enters.
+        **unknown: Refused, with the nearest known name.
+
+    Raises:
+        ConfigurationError: An argument is unknown or out of range, or (on the first call) does
+            not fit the collection or the server.
+        SearchError: Milvus did not answer (on a call).
+        RerankError: Reranking failed and the ranker's `on_error` does not cover it (on a call).
+    """
+
+    def __init__(
+        self,
+        collection_name: str,
+        ranker: VLLMRanker | None = None,
+        *,
+        uri: str = DEFAULT_URI,
+        token: str = "",
+        db_name: str = "",
+        connection_args: Mapping[str, Any] | None = None,
+        client: Any = None,
+        async_client: Any = None,
+        embed_model: BaseEmbedding | Mapping[str, BaseEmbedding] | None = None,
+        sparse_embedding: Any = None,
+        vector_field: str | Sequence[str] | None = None,
+        text_field: str | None = None,
+        output_fields: Sequence[str] | None = None,
+        similarity_top_k: int = 2,
+        fetch_k: int | None = None,
+        filters: MetadataFilters | None = None,
+        expr: str | None = None,
+        expr_params: Mapping[str, Any] | None = None,
+        partition_names: Sequence[str] | None = None,
+        consistency_level: str | int | None = None,
+        search_params: Mapping[str, Any] | None = None,
+        score_threshold: float | None = None,
+        timeout: float | None = None,
+        callback_manager: CallbackManager | None = None,
+        object_map: dict[str, Any] | None = None,
+        verbose: bool = False,
+        **unknown: Any,
+    ) -> None:
+        refuse_unknown(type(self).__name__, unknown, signature(type(self)).parameters)
+        self._options = SearchOptions(
+            k=similarity_top_k,
+            fetch_k=fetch_k,
+            expr=expr,
+            expr_params=expr_params,
+            partition_names=partition_names,
+            consistency_level=consistency_level,
+            search_params=search_params,
+            score_threshold=score_threshold,
+            timeout=timeout,
+        )
+        self._adapter = MilvusVLLMAdapter(
+            MilvusConnection(
+                ConnectionSettings(uri, token, db_name, connection_args or {}),
+                client=client,
+                async_client=async_client,
+            ),
+            TargetSettings(
+                collection_name=collection_name,
+                text_field=text_field,
+                vector_field=vector_field,
+                output_fields=output_fields,
+                encoders=_encoders(embed_model, sparse_embedding),
+                where=None if filters is None else partial(to_expr, filters),
+            ),
+            ranker,
+        )
+        super().__init__(
+            callback_manager=callback_manager or Settings.callback_manager,
+            object_map=object_map,
+            verbose=verbose,
+        )
+
+    @classmethod
+    def from_vector_store(
+        cls, store: Any, ranker: VLLMRanker | None = None, **arguments: Any
+    ) -> Self:
+        """Make a retriever over the collection of a MilvusVectorStore.
+
+        Connection, field names and sparse encoder are the store's; a store knows no embedding
+        model, so pass `embed_model`, or use `from_index`.
+
+        Args:
+            store: The store; its blocking client is borrowed and stays open.
+            ranker: How candidates are reranked.
+            **arguments: Further arguments of the retriever; they win over the store's.
+
+        Raises:
+            ConfigurationError: It is not such a store, or an argument is wrong.
+        """
+        return cls(**{**llama_index_arguments(store), "ranker": ranker, **arguments})
+
+    @classmethod
+    def from_index(cls, index: Any, ranker: VLLMRanker | None = None, **arguments: Any) -> Self:
+        """Make a retriever over a VectorStoreIndex whose store is a MilvusVectorStore.
+
+        Args:
+            index: The index; its embedding model is used.
+            ranker: How candidates are reranked.
+            **arguments: Further arguments of the retriever; they win over the store's.
+
+        Raises:
+            ConfigurationError: The index's store is another, or an argument is wrong.
+        """
+        embed_model = getattr(index, "_embed_model", None)
+        arguments = {"embed_model": embed_model, **arguments}
+        return cls.from_vector_store(getattr(index, "vector_store", None), ranker, **arguments)
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Return the class's name, as LlamaIndex's components do."""
+        return "MilvusVLLMRetriever"
+
+    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        hits = self._adapter.retrieve(_query(query_bundle), self._options)
+        return [_node_with_score(hit) for hit in hits]
+
+    async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        hits = await self._adapter.aretrieve(_query(query_bundle), self._options)
+        return [_node_with_score(hit) for hit in hits]
+
+    def explain(self, query: QueryType) -> Explanation:
+        """Show what reranking does to a query: each result's place before and after."""
+        return explain(self._adapter, _query(query), self._options)
+
+    async def aexplain(self, query: QueryType) -> Explanation:
+        """Show what reranking does to a query; the async twin of `explain`."""
+        return await aexplain(self._adapter, _query(query), self._options)
+
+    def close(self) -> None:
+        """Close the blocking connections that were made here; borrowed clients stay open."""
+        self._adapter.close()
+
+    async def aclose(self) -> None:
+        """Close this event loop's connections and the blocking ones that were made here."""
+        await self._adapter.aclose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+
+class _Rerank(BaseNodePostprocessor):
+    """What both postprocessors do around the ranking itself: events, texts, copies."""
+
+    model_config = ConfigDict(
+        extra="forbid", arbitrary_types_allowed=True, hide_input_in_errors=True
+    )
+
+    top_n: PositiveInt | None = None
+    keep_retrieval_score: bool = True
+
+    _ranker: VLLMRanker = PrivateAttr()
+    _reranker: Reranker = PrivateAttr()
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Return the class's name, by which LlamaIndex stores it."""
+        return cls.__name__
+
+    def _items(self, nodes: Sequence[NodeWithScore]) -> list[Item]:
+        return [
+            Item(text=given.node.get_content(), id=given.node_id, metadata=given.node.metadata)
+            for given in nodes
+        ]
+
+    def _postprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        with self._reranking(nodes, query_bundle) as reranked:
+            if nodes:
+                rankings = self._reranker.rank(_query(query_bundle), self._items(nodes))
+                reranked.extend(self._ranked(nodes, rankings))
+        return reranked
+
+    async def _apostprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        with self._reranking(nodes, query_bundle) as reranked:
+            if nodes:
+                rankings = await self._reranker.arank(_query(query_bundle), self._items(nodes))
+                reranked.extend(self._ranked(nodes, rankings))
+        return reranked
+
+    @contextmanager
+    def _reranking(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None
+    ) -> Iterator[list[NodeWithScore]]:
+        """Emit LlamaIndex's events around the block, which fills the list it is given."""
+        model = self._ranker.model or ""
+        top_n = self.top_n or len(nodes)
+        dispatcher.event(
+            ReRankStartEvent(query=query_bundle, nodes=nodes, top_n=top_n, model_name=model)
+        )
+        payload: dict[str, Any] = {
+            EventPayload.NODES: nodes,
+            EventPayload.MODEL_NAME: model,
+            EventPayload.QUERY_STR: query_bundle.query_str if query_bundle else "",
+            EventPayload.TOP_K: top_n,
+        }
+        reranked: list[NodeWithScore] = []
+        with self.callback_manager.event(CBEventType.RERANKING, payload=payload) as event:
+            yield reranked
+            event.on_end(payload={EventPayload.NODES: reranked})
+        dispatcher.event(ReRankEndEvent(nodes=reranked))
+
+    def _ranked(
+        self, nodes: Sequence[NodeWithScore], rankings: Sequence[Ranking]
+    ) -> Iterator[NodeWithScore]:
+        for ranking in rankings[: self.top_n]:
+            given = nodes[ranking.index]
+            scores = ranking.scores()
+            if self.keep_retrieval_score and given.score is not None:
+                scores["retrieval_score"] = given.score
+            score = given.score if ranking.relevance_score is None else ranking.relevance_score
+            yield NodeWithScore(node=_with_hidden(given.node, scores), score=score)
+
+    def close(self) -> None:
+        """Close the blocking connections that were made here; borrowed clients stay open."""
+        self._reranker.close()
+
+    async def aclose(self) -> None:
+        """Close this event loop's connections and the blocking ones that were made here."""
+        await self._reranker.aclose()
+
+
+@configuration_errors("ranker")
+class VLLMRerank(_Rerank):
+    """Reranks any nodes straight against vLLM, best first.
+
+    The nodes that were given stay as they are; copies come back, with ``relevance_score``,
+    ``reranked_by`` and ``retrieval_score`` in their metadata, hidden from the language model.
+    Equal scores keep the given order.
+
+    Args:
+        ranker: How nodes are reranked. In place of it, name `endpoint` and `model`.
+        endpoint: vLLM's base URL, such as ``http://localhost:8000``.
+        model: The served model's name; None is the server's only one.
+        top_n: Nodes to return; None is all.
+        metadata_mode: What is scored of a node. Default: the text alone, as Milvus does;
+            ``MetadataMode.EMBED`` puts the metadata before it.
+        keep_retrieval_score: Whether the score that a node came with is kept in its metadata.
+
+    Raises:
+        ConfigurationError: Neither or both of `ranker` and `endpoint` are given, an argument is
+            unknown or out of range, or (on a call) there is no query, or a node is an image
+            without a text.
+        RerankError: Reranking failed and the ranker's `on_error` is not ``"skip"`` (on a call).
+    """
+
+    ranker: VLLMRanker | None = None
+    endpoint: str | None = None
+    model: str | None = None
+    metadata_mode: MetadataMode = MetadataMode.NONE
+
+    @model_validator(mode="after")
+    def _build(self) -> Self:
+        self._ranker = ranker_from(self.ranker, self.endpoint, self.model)
+        self._reranker = TextReranker(self._ranker)
+        return self
+
+    def _items(self, nodes: Sequence[NodeWithScore]) -> list[Item]:
+        for given in nodes:
+            if isinstance(given.node, ImageNode) and not given.node.text:
+                raise ConfigurationError(
+                    f"node {given.node.node_id!r} is an image without a text, which a text model "
+                    "cannot rerank; give it a caption, or leave it out"
+                )
+        return [Item(given.node.get_content(metadata_mode=self.metadata_mode)) for given in nodes]
+
+
+@configuration_errors("collection_name")
+class MilvusVLLMRerank(_Rerank):
+    """Has Milvus rerank nodes by their primary keys: no text travels, vLLM need not be in reach.
+
+    The nodes must be rows of the collection: their id, or the primary key in their metadata,
+    names the row, and the row's stored text is what is scored. Ties are by primary key.
+
+    Args:
+        collection_name: The collection the nodes came from. It needs a dense vector field.
+        ranker: How Milvus reranks; its mode must not be ``"client"``.
+        uri: Milvus's address, or the path of a Milvus Lite file.
+        token: ``user:password`` or an api key of Milvus.
+        db_name: Database; empty is the default one.
+        connection_args: Further arguments of pymilvus's client, such as TLS files.
+        client: A pymilvus MilvusClient to use in place of `uri`; it is never closed.
+        async_client: An AsyncMilvusClient to use in the event loop it belongs to.
+        text_field: The VARCHAR field that is reranked.
+        partition_names: Partitions to look in; None is all.
+        consistency_level: Such as ``"Strong"``; None is the collection's own.
+        timeout: Seconds for one call as a whole; None waits without limit.
+        top_n: Nodes to return; None is all.
+        keep_retrieval_score: Whether the score that a node came with is kept in its metadata.
+        on_missing: Nodes without a row ``"raise"`` (default), or are returned last, marked by
+            ``rerank_error`` in their metadata: ``"keep"``.
+
+    Raises:
+        ConfigurationError: An argument is unknown or out of range, or the collection or the
+            server cannot do it.
+        SearchError: Milvus did not answer, or a node has no row (on a call).
+        RerankError: Reranking failed and the ranker's `on_error` does not cover it (on a call).
+    """
+
+    collection_name: str = Field(min_length=1)
+    ranker: VLLMRanker
+    uri: str = Field(default=DEFAULT_URI, exclude=True, repr=False)
+    token: SecretStr = Field(default=SecretStr(""), exclude=True)
+    db_name: str = ""
+    connection_args: Mapping[str, Any] = Field(default_factory=dict, exclude=True, repr=False)
+    client: Any = Field(default=None, exclude=True, repr=False)
+    async_client: Any = Field(default=None, exclude=True, repr=False)
+    text_field: str | None = None
+    partition_names: Sequence[str] | None = None
+    consistency_level: str | int | None = None
+    timeout: float | None = None
+    on_missing: OnMissing = "raise"
+
+    @model_validator(mode="after")
+    def _build(self) -> Self:
+        self._ranker = server_ranker(self.ranker)
+        self._reranker = RowReranker.of(self)
+        return self
+
+
+def _query(query: QueryType | None) -> Query:
+    if query is None:
+        raise ConfigurationError("there is no query to rerank for: pass query_str or query_bundle")
+    if isinstance(query, str):
+        return Query(query)
+    return Query(query.query_str, query.embedding, tuple(query.embedding_strs))
+
+
+def _node_with_score(hit: Hit) -> NodeWithScore:
+    fields = dict(hit.fields)
+    node: BaseNode
+    if fields.get("_node_content"):
+        node = metadata_dict_to_node(fields, text=hit.text or "")
+    else:
+        node = _with_hidden(
+            TextNode(id_=str(hit.pk), text=hit.text or "", metadata=fields), hit.key()
+        )
+    score = hit.retrieval_score if hit.relevance_score is None else hit.relevance_score
+    return NodeWithScore(node=_with_hidden(node, hit.scores()), score=score)
+
+
+def _with_hidden(node: BaseNode, metadata: Mapping[str, Any]) -> BaseNode:
+    """Copy a node with further metadata that neither the LLM nor an embedding model sees."""
+    return node.model_copy(
+        update={
+            "metadata": {**node.metadata, **metadata},
+            "excluded_llm_metadata_keys": _with(node.excluded_llm_metadata_keys, metadata),
+            "excluded_embed_metadata_keys": _with(node.excluded_embed_metadata_keys, metadata),
+        }
+    )
+
+
+def _with(keys: Sequence[str], more: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys([*keys, *more]))
+
+
+def _encoders(
+    embed_model: BaseEmbedding | Mapping[str, BaseEmbedding] | None, sparse_embedding: Any
+) -> Encoders:
+    by_field = embed_model if isinstance(embed_model, Mapping) else {}
+    # What was set explicitly; asking Settings.embed_model would make an OpenAI model.
+    common = getattr(Settings, "_embed_model", None) if embed_model is None else embed_model
+    return Encoders(
+        dense=_dense_encoder(common) if isinstance(common, BaseEmbedding) else None,
+        sparse=None if sparse_embedding is None else sparse_encoder(sparse_embedding),
+        by_field={name: _dense_encoder(model) for name, model in by_field.items()},
+    )
+
+
+def _dense_encoder(model: BaseEmbedding) -> Encoder:
+    def encode(queries: Sequence[Query]) -> list[list[float]]:
+        return [model.get_agg_embedding_from_queries(list(q.embedding_texts)) for q in queries]
+
+    async def aencode(queries: Sequence[Query]) -> list[list[float]]:
+        return list(
+            await asyncio.gather(
+                *(model.aget_agg_embedding_from_queries(list(q.embedding_texts)) for q in queries)
+            )
+        )
+
+    return Encoder(encode, aencode)
