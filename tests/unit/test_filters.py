@@ -1,0 +1,104 @@
+"""Filters: joined so that each stands on its own, and checked so that none can break out."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from milvus_vllm_retrievers import ConfigurationError
+from milvus_vllm_retrievers.core.filters import all_of, checked_expr
+
+
+@pytest.mark.parametrize(
+    ("expressions", "joined"),
+    [
+        ((), None),
+        ((None, "", "  "), None),
+        (("a == 1",), "a == 1"),
+        ((None, "a == 1 or b == 2", ""), "a == 1 or b == 2"),
+        (("a == 1 or b == 2", "c == 3"), "(a == 1 or b == 2) and (c == 3)"),
+    ],
+)
+def test_expressions_are_anded_each_in_its_own_parentheses(
+    expressions: tuple[str | None, ...], joined: str | None
+) -> None:
+    assert all_of(*expressions) == joined
+
+
+comparisons = st.builds(
+    lambda field, value: f"{field} == {json.dumps(value, ensure_ascii=False)}",
+    st.sampled_from(["a", "meta['x']", '$meta["y"]']),
+    st.text(),
+)
+balanced = st.recursive(
+    comparisons,
+    lambda inner: st.one_of(
+        inner.map(lambda e: f"({e})"),
+        inner.map(lambda e: f"not json_contains(tags, [{e}])"),
+        st.tuples(inner, inner).map(" or ".join),
+    ),
+    max_leaves=5,
+)
+
+
+@given(balanced)
+def test_any_text_quoted_as_json_may_stand_in_an_expression(expr: str) -> None:
+    assert checked_expr(expr) is None
+
+
+@given(st.lists(balanced | st.none(), max_size=4))
+def test_what_is_joined_of_sound_expressions_is_sound(expressions: list[str | None]) -> None:
+    assert checked_expr(all_of(*expressions)) is None
+
+
+@pytest.mark.parametrize(
+    "expr",
+    [
+        None,
+        "",
+        "a in [1, 2] and {limit} > 3",
+        "a == 'it\\'s (not) closed'",
+        """a == 'say "hi' or b == "it's" """,
+        "a == \"]})\" and b like '%['",
+        "a == 'ends with a backslash\\\\'",
+    ],
+)
+def test_a_sound_expression_is_accepted(expr: str | None) -> None:
+    assert checked_expr(expr) is None
+
+
+@pytest.mark.parametrize(
+    ("expr", "problem"),
+    [
+        ("a == 1) or (b == 2", "closes a ')' it did not open"),
+        ("a in [1, 2)", "closes a ')' it did not open"),
+        ("] a [", "closes a ']' it did not open"),
+        ("a in (1, 2", "not complete, a ')' is missing"),
+        ("a in [1", "not complete, a ']' is missing"),
+        ("a == {b", "not complete, a '}' is missing"),
+        ("a == 'b", 'not complete, a "\'" is missing'),
+        ('a == "b', "not complete, a '\"' is missing"),
+        ("a == 'b\\'", 'not complete, a "\'" is missing'),
+    ],
+)
+def test_an_expression_that_does_not_close_within_itself_is_refused(
+    expr: str, problem: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(problem)):
+        checked_expr(expr)
+
+
+def test_an_expression_that_is_no_text_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="expr must be a text, not dict"):
+        checked_expr({"a": 1})  # type: ignore[arg-type]
+
+
+def test_a_long_expression_is_shown_in_part() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        checked_expr(f"a in [{'1, ' * 1000}")
+
+    assert len(str(caught.value)) < 300

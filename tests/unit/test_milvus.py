@@ -1,0 +1,298 @@
+"""Milvus at the edge: versions, error texts, connections with stub clients."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from milvus_vllm_retrievers import (
+    ConfigurationError,
+    MilvusVLLMError,
+    RerankConnectionError,
+    RerankError,
+    RerankStatusError,
+    RerankTimeoutError,
+    SearchError,
+)
+from milvus_vllm_retrievers.core.milvus import (
+    ConnectionSettings,
+    MilvusConnection,
+    Server,
+    explain_error,
+    is_not_loaded,
+)
+
+
+@pytest.mark.parametrize(
+    ("version", "known", "provider"),
+    [
+        ("2.6.4", True, "vllm"),
+        ("v2.6.4-dev", True, "vllm"),
+        ("2.10.0", True, "vllm"),
+        ("3.0.0", True, "vllm"),
+        ("Zilliz Cloud Vector Database(Compatible with Milvus 2.6)", True, "vllm"),
+        ("Zilliz Cloud Vector Database(Compatible with Milvus 2.5)", True, None),
+        ("2.5.14", True, None),
+        ("v2.3.5-lite", True, None),
+        ("milvus_lite-3.2.2", True, "cohere"),
+        ("milvus-lite 3.0.0", True, "cohere"),
+        ("milvus_lite-2.5.1", True, None),
+        ("master-8f3a2c1", False, "vllm"),
+        ("", False, "vllm"),
+    ],
+)
+def test_a_version_tells_how_the_server_reaches_vllm(
+    version: str, known: bool, provider: str | None
+) -> None:
+    server = Server.from_version(version)
+
+    assert (server.version, server.known, server.provider) == (version, known, provider)
+    assert server.is_lite == (provider == "cohere")
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        ("call service failed: connection refused", RerankConnectionError),
+        ("call service failed: dial tcp: lookup vllm: no such host", RerankConnectionError),
+        ("call service failed: read: connection reset by peer", RerankConnectionError),
+        ("call service failed: context deadline exceeded", RerankTimeoutError),
+        ("Cohere API request timed out", RerankTimeoutError),
+        ("call service failed: status code 503: busy", RerankStatusError),
+        ("Cohere API error 400: too long", RerankStatusError),
+        ("Cohere API returned nothing", RerankError),
+    ],
+)
+def test_a_failed_rerank_service_is_told_from_a_failed_search(
+    message: str, kind: type[RerankError]
+) -> None:
+    error = explain_error(Exception(message), "search of collection 'docs'")
+
+    assert type(error) is kind
+    assert str(error).startswith(f"reranking inside Milvus failed: {message}")
+
+
+def test_an_unreachable_vllm_is_explained_as_seen_from_milvus() -> None:
+    error = explain_error(Exception("call service failed: connection refused"), "search")
+
+    assert "vLLM must be reachable from Milvus: set server_endpoint" in str(error)
+
+
+def test_a_status_that_milvus_passes_on_can_be_read() -> None:
+    error = explain_error(Exception("call service failed, status code: 401, body: no"), "search")
+
+    assert isinstance(error, RerankStatusError)
+    assert (error.status_code, error.body) == (
+        401,
+        "call service failed, status code: 401, body: no",
+    )
+
+
+def test_a_document_that_is_too_long_for_milvus_lite_is_explained() -> None:
+    message = "Cohere API error 400: maximum context length is 256 tokens"
+
+    assert "Milvus Lite cannot truncate" in str(explain_error(Exception(message), "search"))
+
+
+@pytest.mark.parametrize(
+    ("message", "advice"),
+    [
+        ("unknown rerank model provider: vllm", "use mode='client'"),
+        ("Unknown rerank provider: 'vllm'. Supported: 'cohere'", "use mode='client'"),
+        ("rerank provider: [vllm] is disabled", "enable provider vllm in milvus.yaml"),
+        ("unsupported reranker model", "use mode='client'"),
+        ("endpoint is not a valid http/https link", "set the ranker's server_endpoint"),
+        ("model input field id must be VarChar, got Int64", "with text_field="),
+        ("collection not loaded[collection=docs]", "load the collection first"),
+        ("can't find collection[collection=docs]", "check collection_name"),
+        ("cannot parse expression: a ==", r"check the filter \(expr\)"),
+        ("StatusCode.UNIMPLEMENTED", "too old"),
+    ],
+)
+def test_a_failed_search_comes_with_what_to_do(message: str, advice: str) -> None:
+    error = explain_error(Exception(message), "search of collection 'docs'")
+
+    assert type(error) is SearchError
+    assert str(error).startswith(f"search of collection 'docs' failed: {message} (")
+    assert pytest.raises(SearchError, match=advice).matches(error)
+
+
+def test_an_error_of_no_known_kind_is_passed_on_as_it_is() -> None:
+    assert str(explain_error(Exception("disk full"), "search")) == "search failed: disk full"
+
+
+def test_the_message_of_a_milvus_exception_is_taken_without_its_wrapping() -> None:
+    error = SimpleNamespace(code=100, message="disk full")
+
+    assert str(explain_error(error, "search")) == "search failed: disk full"  # type: ignore[arg-type]
+
+
+def test_a_long_error_is_shown_in_part() -> None:
+    assert len(str(explain_error(Exception("a document " * 500), "search"))) < 500
+
+
+@pytest.mark.parametrize(
+    ("message", "released"),
+    [
+        ("collection not loaded[collection=docs]", True),
+        ("collection 'docs' is in state 'released'", True),
+        ("can't find collection[collection=docs]", False),
+    ],
+)
+def test_a_released_collection_is_recognised(message: str, released: bool) -> None:
+    assert is_not_loaded(explain_error(Exception(message), "search")) is released
+
+
+def test_settings_become_a_clients_arguments_and_empty_ones_are_left_out() -> None:
+    assert ConnectionSettings().arguments() == {"uri": "http://localhost:19530"}
+    assert ConnectionSettings(
+        "https://cloud", "root:pw", "db", {"secure": True, "uri": "https://other"}
+    ).arguments() == {"uri": "https://other", "token": "root:pw", "db_name": "db", "secure": True}
+
+
+def test_settings_do_not_show_how_to_log_in() -> None:
+    settings = ConnectionSettings(token="sk-secret", connection_args={"password": "sk-secret"})
+
+    assert "sk-secret" not in repr(settings)
+
+
+class StubClient:
+    """Stands for both of pymilvus's clients."""
+
+    def __init__(self, **arguments: Any) -> None:
+        self.arguments = arguments
+        self.closed = 0
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+class StubAsyncClient(StubClient):
+    async def close(self) -> None:  # type: ignore[override]
+        self.closed += 1
+
+
+@pytest.fixture
+def _stubs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pymilvus.MilvusClient", StubClient)
+    monkeypatch.setattr("pymilvus.AsyncMilvusClient", StubAsyncClient)
+
+
+@pytest.mark.usefixtures("_stubs")
+async def test_a_front_ends_arguments_describe_the_connection() -> None:
+    borrowed = StubAsyncClient()
+    connection = MilvusConnection.of(
+        SimpleNamespace(
+            uri="http://milvus",
+            token=SecretStr("root:pw"),
+            db_name="db",
+            connection_args={"secure": True},
+            client=None,
+            async_client=borrowed,
+        )
+    )
+
+    assert connection.client().arguments == {
+        "uri": "http://milvus",
+        "token": "root:pw",
+        "db_name": "db",
+        "secure": True,
+    }
+    assert await connection.async_client() is borrowed
+
+
+@pytest.mark.usefixtures("_stubs")
+async def test_clients_are_made_once_and_anew_after_closing() -> None:
+    connection = MilvusConnection(ConnectionSettings("http://milvus", "root:pw"))
+    client, async_client = connection.client(), await connection.async_client()
+
+    assert client.arguments == {"uri": "http://milvus", "token": "root:pw"}
+    assert async_client.arguments == client.arguments
+    assert connection.client() is client
+    assert await connection.async_client() is async_client
+
+    await connection.aclose()
+    await connection.aclose()
+
+    assert (client.closed, async_client.closed) == (1, 1)
+    assert connection.client() is not client
+    assert await connection.async_client() is not async_client
+
+
+@pytest.mark.usefixtures("_stubs")
+def test_each_event_loop_has_an_async_client_of_its_own_and_closes_it() -> None:
+    connection = MilvusConnection(ConnectionSettings())
+
+    first, second = (asyncio.run(connection.async_client()) for _ in range(2))
+
+    assert first is not second
+    assert (first.closed, second.closed) == (1, 1)
+
+
+async def test_borrowed_clients_are_used_and_never_closed() -> None:
+    client, async_client = StubClient(), StubAsyncClient()
+    connection = MilvusConnection(ConnectionSettings(), client=client, async_client=async_client)
+
+    assert connection.client() is client
+    assert await connection.async_client() is async_client
+    connection.close()
+    await connection.aclose()
+
+    assert (client.closed, async_client.closed) == (0, 0)
+
+
+@pytest.mark.usefixtures("_stubs")
+async def test_a_borrowed_blocking_client_tells_where_the_async_one_connects() -> None:
+    client = StubClient()
+    client._config = SimpleNamespace(
+        uri="http://milvus", token="root:pw", db_name="db", handler_kwargs={"secure": True}
+    )
+    connection = MilvusConnection(ConnectionSettings(), client=client)
+
+    async_client = await connection.async_client()
+    await connection.aclose()
+
+    assert async_client.arguments == {
+        "uri": "http://milvus",
+        "token": "root:pw",
+        "db_name": "db",
+        "secure": True,
+    }
+    assert (client.closed, async_client.closed) == (0, 1)
+
+
+async def test_a_borrowed_client_that_does_not_tell_its_server_serves_blocking_calls_only() -> None:
+    connection = MilvusConnection(ConnectionSettings(), client=StubClient())
+
+    with pytest.raises(ConfigurationError, match="pass async_client="):
+        await connection.async_client()
+
+
+@pytest.mark.usefixtures("_stubs")
+def test_a_borrowed_async_client_alone_serves_async_calls_only() -> None:
+    with pytest.raises(ConfigurationError, match="pass client="):
+        MilvusConnection(ConnectionSettings(), async_client=StubAsyncClient()).client()
+
+    elsewhere = ConnectionSettings("http://milvus")
+    client = MilvusConnection(elsewhere, async_client=StubAsyncClient()).client()
+    assert client.arguments == {"uri": "http://milvus"}
+
+
+def test_a_failed_connection_names_the_server_without_the_password(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(**arguments: Any) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("pymilvus.MilvusClient", refuse)
+
+    with pytest.raises(MilvusVLLMError) as caught:
+        MilvusConnection(ConnectionSettings("http://root:sk-secret@milvus:19530")).client()
+
+    assert type(caught.value) is SearchError
+    assert "cannot connect to Milvus at 'http://***@milvus:19530': no route" in str(caught.value)
+    assert isinstance(caught.value.__cause__, OSError)

@@ -1,0 +1,151 @@
+"""What is asked: queries, encoders and search options."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from milvus_vllm_retrievers import ConfigurationError
+from milvus_vllm_retrievers.core.query import Query, SearchOptions, sparse_encoder
+
+QUERIES = [Query("one"), Query("three")]
+
+
+@pytest.mark.parametrize("text", ["", " \n", None, ["a"]])
+def test_a_query_needs_a_text(text: Any) -> None:
+    with pytest.raises(ConfigurationError, match="non-empty text"):
+        Query(text)
+
+
+@given(st.text(min_size=1).filter(str.strip))
+def test_a_querys_text_stays_as_it_is(text: str) -> None:
+    assert Query(text).text == text
+
+
+def test_half_a_surrogate_pair_becomes_a_question_mark() -> None:
+    assert Query("an emoji cut in half: \ud83d").text == "an emoji cut in half: ?"
+
+
+def weights(text: str) -> dict[int, float]:
+    return {len(text): 1.0}
+
+
+class EmbedsOne:
+    """As langchain-milvus has it."""
+
+    def embed_query(self, text: str) -> dict[int, float]:
+        return weights(text)
+
+
+class EmbedsOneAsync(EmbedsOne):
+    def embed_query(self, text: str) -> dict[int, float]:
+        raise AssertionError("the async twin is there")
+
+    async def aembed_query(self, text: str) -> dict[int, float]:
+        return weights(text)
+
+
+class EncodesMany:
+    """As LlamaIndex has it."""
+
+    def encode_queries(self, texts: list[str]) -> list[dict[int, float]]:
+        return [weights(text) for text in texts]
+
+
+class EncodesManyAsync(EncodesMany):
+    def encode_queries(self, texts: list[str]) -> list[dict[int, float]]:
+        raise AssertionError("the async twin is there")
+
+    async def async_encode_queries(self, texts: list[str]) -> list[dict[int, float]]:
+        return [weights(text) for text in texts]
+
+
+@pytest.mark.parametrize("source", [weights, EmbedsOne(), EncodesMany()])
+async def test_a_sparse_encoder_is_a_callable_or_has_a_known_method(source: Any) -> None:
+    encoder = sparse_encoder(source)
+
+    assert encoder.encode(QUERIES) == [{3: 1.0}, {5: 1.0}]
+    assert await encoder.aencode(QUERIES) == [{3: 1.0}, {5: 1.0}]
+
+
+@pytest.mark.parametrize("source", [EmbedsOneAsync(), EncodesManyAsync()])
+async def test_the_async_twin_of_a_sparse_encoder_serves_async_calls(source: Any) -> None:
+    assert await sparse_encoder(source).aencode(QUERIES) == [{3: 1.0}, {5: 1.0}]
+
+
+def test_what_cannot_encode_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="embed_query or encode_queries"):
+        sparse_encoder("splade")
+
+
+def test_four_items_are_asked_for_unless_said_otherwise() -> None:
+    assert SearchOptions() == SearchOptions(k=4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "pool"),
+    [({}, 50), ({"k": 60}, 60), ({"k": 3, "fetch_k": 3}, 3), ({"fetch_k": 200}, 200)],
+)
+def test_the_pool_is_fetch_k_or_fifty_but_never_less_than_k(
+    arguments: dict[str, int], pool: int
+) -> None:
+    assert SearchOptions(**arguments).pool == pool
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"k": 0}, "k must be between 1 and 16,384, not 0"),
+        ({"k": 16_385}, "k must be between"),
+        ({"k": True}, "k must be a whole number, not bool"),
+        ({"k": 2.0}, "k must be a whole number, not float"),
+        ({"fetch_k": 0}, "fetch_k must be between"),
+        ({"k": 5, "fetch_k": 4}, r"fetch_k \(4\) is smaller than k \(5\)"),
+        ({"timeout": 0}, "timeout must be a positive number"),
+        ({"timeout": float("inf")}, "timeout must be"),
+        ({"timeout": float("nan")}, "timeout must be"),
+        ({"score_threshold": float("nan")}, "score_threshold must be a finite number"),
+        ({"expr": "a in [1"}, "expr is not complete"),
+    ],
+)
+def test_an_option_out_of_range_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        SearchOptions(**arguments)
+
+
+def test_a_call_narrows_the_options_and_leaves_them_as_they_are() -> None:
+    options = SearchOptions(k=4, expr="a > 1 or b > 1", expr_params={"x": 1}, timeout=3)
+
+    narrowed = options.narrowed(k=2, fetch_k=9, expr="c > {y}", expr_params={"y": 2})
+
+    assert narrowed == SearchOptions(
+        k=2,
+        fetch_k=9,
+        expr="(a > 1 or b > 1) and (c > {y})",
+        expr_params={"x": 1, "y": 2},
+        timeout=3,
+    )
+    assert options == SearchOptions(k=4, expr="a > 1 or b > 1", expr_params={"x": 1}, timeout=3)
+
+
+def test_a_call_that_gives_nothing_changes_nothing() -> None:
+    options = SearchOptions(k=7, fetch_k=9, expr="a > 1", expr_params={"x": 1})
+
+    assert options.narrowed() == options
+
+
+def test_a_call_cannot_bind_a_template_anew() -> None:
+    options = SearchOptions(expr="tenant == {tenant}", expr_params={"tenant": "a"})
+
+    with pytest.raises(ConfigurationError, match=r"\['tenant'\] are bound"):
+        options.narrowed(expr_params={"tenant": "b"})
+
+
+def test_a_call_cannot_break_out_of_the_parentheses_around_its_filter() -> None:
+    options = SearchOptions(expr="tenant == 'a'")
+
+    with pytest.raises(ConfigurationError, match="did not open"):
+        options.narrowed(expr="true) or (true")
