@@ -16,6 +16,7 @@ from pydantic import ConfigDict, Field, PositiveInt, PrivateAttr, SecretStr, mod
 from typing_extensions import Self
 
 from milvus_vllm_retrievers.core.adapter import (
+    Closing,
     MilvusVLLMAdapter,
     Reranker,
     RowReranker,
@@ -57,7 +58,7 @@ __all__ = ["MilvusVLLMRerank", "MilvusVLLMRetriever", "VLLMRanker", "VLLMRerank"
 
 
 @configuration_errors("collection_name")
-class MilvusVLLMRetriever(BaseRetriever):
+class MilvusVLLMRetriever(Closing, BaseRetriever):
     """Retrieves Documents from a Milvus collection, reranked by a model that vLLM serves.
 
     In the common case the collection's name and a ranker are all it takes: the primary key,
@@ -223,28 +224,8 @@ class MilvusVLLMRetriever(BaseRetriever):
         """Show what reranking does to a query; the async twin of `explain`."""
         return await aexplain(self._adapter, Query(query), self._options(**per_call))
 
-    def close(self) -> None:
-        """Close the blocking connections that were made here; borrowed clients stay open."""
-        self._adapter.close()
 
-    async def aclose(self) -> None:
-        """Close this event loop's connections and the blocking ones that were made here."""
-        await self._adapter.aclose()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
-
-
-class _Rerank(BaseDocumentCompressor):
+class _Rerank(Closing, BaseDocumentCompressor):
     """What both compressors do around the ranking itself."""
 
     model_config = ConfigDict(
@@ -253,7 +234,7 @@ class _Rerank(BaseDocumentCompressor):
 
     top_n: PositiveInt | None = None
 
-    _reranker: Reranker = PrivateAttr()
+    _adapter: Reranker = PrivateAttr()
 
     def compress_documents(
         self,
@@ -262,7 +243,7 @@ class _Rerank(BaseDocumentCompressor):
         callbacks: Callbacks | None = None,  # noqa: ARG002 - LangChain's interface
     ) -> Sequence[Document]:
         """Return copies of the documents, most relevant first, at most `top_n`."""
-        return self._ranked(documents, self._reranker.rank(Query(query), _items(documents)))
+        return self._ranked(documents, self._adapter.rank(Query(query), _items(documents)))
 
     async def acompress_documents(
         self,
@@ -271,18 +252,10 @@ class _Rerank(BaseDocumentCompressor):
         callbacks: Callbacks | None = None,  # noqa: ARG002 - LangChain's interface
     ) -> Sequence[Document]:
         """Return copies of the documents, most relevant first, at most `top_n`."""
-        return self._ranked(documents, await self._reranker.arank(Query(query), _items(documents)))
+        return self._ranked(documents, await self._adapter.arank(Query(query), _items(documents)))
 
     def _ranked(self, documents: Sequence[Document], rankings: Sequence[Ranking]) -> list[Document]:
         return [_ranked_copy(documents[r.index], r) for r in rankings[: self.top_n]]
-
-    def close(self) -> None:
-        """Close the blocking connections that were made here; borrowed clients stay open."""
-        self._reranker.close()
-
-    async def aclose(self) -> None:
-        """Close this event loop's connections and the blocking ones that were made here."""
-        await self._reranker.aclose()
 
 
 @configuration_errors("ranker")
@@ -311,7 +284,7 @@ class VLLMRerank(_Rerank):
 
     @model_validator(mode="after")
     def _build(self) -> Self:
-        self._reranker = TextReranker(ranker_from(self.ranker, self.endpoint, self.model))
+        self._adapter = TextReranker(ranker_from(self.ranker, self.endpoint, self.model))
         return self
 
 
@@ -363,7 +336,7 @@ class MilvusVLLMRerank(_Rerank):
     @model_validator(mode="after")
     def _build(self) -> Self:
         server_ranker(self.ranker)
-        self._reranker = RowReranker.of(self)
+        self._adapter = RowReranker.of(self)
         return self
 
 

@@ -8,8 +8,7 @@ engine = RetrieverQueryEngine.from_args(retriever)
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from inspect import signature
@@ -19,23 +18,16 @@ from pydantic import ConfigDict, Field, PositiveInt, PrivateAttr, SecretStr, mod
 from typing_extensions import Self
 
 from milvus_vllm_retrievers.core.adapter import (
+    Closing,
     MilvusVLLMAdapter,
     Reranker,
     RowReranker,
     TextReranker,
 )
 from milvus_vllm_retrievers.core.flow import TargetSettings
-from milvus_vllm_retrievers.core.hits import Hit, Ranking
+from milvus_vllm_retrievers.core.hits import Ranking
 from milvus_vllm_retrievers.core.milvus import DEFAULT_URI, ConnectionSettings, MilvusConnection
-from milvus_vllm_retrievers.core.query import (
-    Encoder,
-    Encoders,
-    Item,
-    OnMissing,
-    Query,
-    SearchOptions,
-    sparse_encoder,
-)
+from milvus_vllm_retrievers.core.query import Item, OnMissing, SearchOptions
 from milvus_vllm_retrievers.errors import (
     ConfigurationError,
     MissingDependencyError,
@@ -54,19 +46,17 @@ try:
     from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
     from llama_index.core.postprocessor.types import BaseNodePostprocessor
     from llama_index.core.schema import (
-        BaseNode,
         ImageNode,
         MetadataMode,
         NodeWithScore,
         QueryBundle,
         QueryType,
-        TextNode,
     )
     from llama_index.core.vector_stores.types import MetadataFilters
-    from llama_index.core.vector_stores.utils import metadata_dict_to_node
     from llama_index_instrumentation import get_dispatcher
 
     from milvus_vllm_retrievers.llama_filters import to_expr
+    from milvus_vllm_retrievers.llama_values import to_encoders, to_node, to_query, with_hidden
 except ImportError as error:
     raise MissingDependencyError(
         "milvus_vllm_retrievers.llama_index needs llama-index-core: "
@@ -78,7 +68,7 @@ __all__ = ["MilvusVLLMRerank", "MilvusVLLMRetriever", "VLLMRanker", "VLLMRerank"
 dispatcher = get_dispatcher(__name__)
 
 
-class MilvusVLLMRetriever(BaseRetriever):
+class MilvusVLLMRetriever(Closing, BaseRetriever):
     """Retrieves nodes from a Milvus collection, reranked by a model that vLLM serves.
 
     In the common case the collection's name and a ranker are all it takes: the primary key,
@@ -134,6 +124,8 @@ class MilvusVLLMRetriever(BaseRetriever):
         RerankError: Reranking failed and the ranker's `on_error` does not cover it (on a call).
     """
 
+    _adapter: MilvusVLLMAdapter
+
     def __init__(
         self,
         collection_name: str,
@@ -188,7 +180,7 @@ class MilvusVLLMRetriever(BaseRetriever):
                 text_field=text_field,
                 vector_field=vector_field,
                 output_fields=output_fields,
-                encoders=_encoders(embed_model, sparse_embedding),
+                encoders=to_encoders(embed_model, sparse_embedding),
                 where=None if filters is None else partial(to_expr, filters),
             ),
             ranker,
@@ -240,43 +232,23 @@ class MilvusVLLMRetriever(BaseRetriever):
         return "MilvusVLLMRetriever"
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        hits = self._adapter.retrieve(_query(query_bundle), self._options)
-        return [_node_with_score(hit) for hit in hits]
+        hits = self._adapter.retrieve(to_query(query_bundle), self._options)
+        return [to_node(hit) for hit in hits]
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        hits = await self._adapter.aretrieve(_query(query_bundle), self._options)
-        return [_node_with_score(hit) for hit in hits]
+        hits = await self._adapter.aretrieve(to_query(query_bundle), self._options)
+        return [to_node(hit) for hit in hits]
 
     def explain(self, query: QueryType) -> Explanation:
         """Show what reranking does to a query: each result's place before and after."""
-        return explain(self._adapter, _query(query), self._options)
+        return explain(self._adapter, to_query(query), self._options)
 
     async def aexplain(self, query: QueryType) -> Explanation:
         """Show what reranking does to a query; the async twin of `explain`."""
-        return await aexplain(self._adapter, _query(query), self._options)
-
-    def close(self) -> None:
-        """Close the blocking connections that were made here; borrowed clients stay open."""
-        self._adapter.close()
-
-    async def aclose(self) -> None:
-        """Close this event loop's connections and the blocking ones that were made here."""
-        await self._adapter.aclose()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
+        return await aexplain(self._adapter, to_query(query), self._options)
 
 
-class _Rerank(BaseNodePostprocessor):
+class _Rerank(Closing, BaseNodePostprocessor):
     """What both postprocessors do around the ranking itself: events, texts, copies."""
 
     model_config = ConfigDict(
@@ -287,7 +259,7 @@ class _Rerank(BaseNodePostprocessor):
     keep_retrieval_score: bool = True
 
     _ranker: VLLMRanker = PrivateAttr()
-    _reranker: Reranker = PrivateAttr()
+    _adapter: Reranker = PrivateAttr()
 
     @classmethod
     def class_name(cls) -> str:
@@ -305,7 +277,7 @@ class _Rerank(BaseNodePostprocessor):
     ) -> list[NodeWithScore]:
         with self._reranking(nodes, query_bundle) as reranked:
             if nodes:
-                rankings = self._reranker.rank(_query(query_bundle), self._items(nodes))
+                rankings = self._adapter.rank(to_query(query_bundle), self._items(nodes))
                 reranked.extend(self._ranked(nodes, rankings))
         return reranked
 
@@ -314,7 +286,7 @@ class _Rerank(BaseNodePostprocessor):
     ) -> list[NodeWithScore]:
         with self._reranking(nodes, query_bundle) as reranked:
             if nodes:
-                rankings = await self._reranker.arank(_query(query_bundle), self._items(nodes))
+                rankings = await self._adapter.arank(to_query(query_bundle), self._items(nodes))
                 reranked.extend(self._ranked(nodes, rankings))
         return reranked
 
@@ -349,15 +321,7 @@ class _Rerank(BaseNodePostprocessor):
             if self.keep_retrieval_score and given.score is not None:
                 scores["retrieval_score"] = given.score
             score = given.score if ranking.relevance_score is None else ranking.relevance_score
-            yield NodeWithScore(node=_with_hidden(given.node, scores), score=score)
-
-    def close(self) -> None:
-        """Close the blocking connections that were made here; borrowed clients stay open."""
-        self._reranker.close()
-
-    async def aclose(self) -> None:
-        """Close this event loop's connections and the blocking ones that were made here."""
-        await self._reranker.aclose()
+            yield NodeWithScore(node=with_hidden(given.node, scores), score=score)
 
 
 @configuration_errors("ranker")
@@ -392,7 +356,7 @@ class VLLMRerank(_Rerank):
     @model_validator(mode="after")
     def _build(self) -> Self:
         self._ranker = ranker_from(self.ranker, self.endpoint, self.model)
-        self._reranker = TextReranker(self._ranker)
+        self._adapter = TextReranker(self._ranker)
         return self
 
     def _items(self, nodes: Sequence[NodeWithScore]) -> list[Item]:
@@ -454,68 +418,5 @@ class MilvusVLLMRerank(_Rerank):
     @model_validator(mode="after")
     def _build(self) -> Self:
         self._ranker = server_ranker(self.ranker)
-        self._reranker = RowReranker.of(self)
+        self._adapter = RowReranker.of(self)
         return self
-
-
-def _query(query: QueryType | None) -> Query:
-    if query is None:
-        raise ConfigurationError("there is no query to rerank for: pass query_str or query_bundle")
-    if isinstance(query, str):
-        return Query(query)
-    return Query(query.query_str, query.embedding, tuple(query.embedding_strs))
-
-
-def _node_with_score(hit: Hit) -> NodeWithScore:
-    fields = dict(hit.fields)
-    node: BaseNode
-    if fields.get("_node_content"):
-        node = metadata_dict_to_node(fields, text=hit.text or "")
-    else:
-        node = _with_hidden(
-            TextNode(id_=str(hit.pk), text=hit.text or "", metadata=fields), hit.key()
-        )
-    score = hit.retrieval_score if hit.relevance_score is None else hit.relevance_score
-    return NodeWithScore(node=_with_hidden(node, hit.scores()), score=score)
-
-
-def _with_hidden(node: BaseNode, metadata: Mapping[str, Any]) -> BaseNode:
-    """Copy a node with further metadata that neither the LLM nor an embedding model sees."""
-    return node.model_copy(
-        update={
-            "metadata": {**node.metadata, **metadata},
-            "excluded_llm_metadata_keys": _with(node.excluded_llm_metadata_keys, metadata),
-            "excluded_embed_metadata_keys": _with(node.excluded_embed_metadata_keys, metadata),
-        }
-    )
-
-
-def _with(keys: Sequence[str], more: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys([*keys, *more]))
-
-
-def _encoders(
-    embed_model: BaseEmbedding | Mapping[str, BaseEmbedding] | None, sparse_embedding: Any
-) -> Encoders:
-    by_field = embed_model if isinstance(embed_model, Mapping) else {}
-    # What was set explicitly; asking Settings.embed_model would make an OpenAI model.
-    common = getattr(Settings, "_embed_model", None) if embed_model is None else embed_model
-    return Encoders(
-        dense=_dense_encoder(common) if isinstance(common, BaseEmbedding) else None,
-        sparse=None if sparse_embedding is None else sparse_encoder(sparse_embedding),
-        by_field={name: _dense_encoder(model) for name, model in by_field.items()},
-    )
-
-
-def _dense_encoder(model: BaseEmbedding) -> Encoder:
-    def encode(queries: Sequence[Query]) -> list[list[float]]:
-        return [model.get_agg_embedding_from_queries(list(q.embedding_texts)) for q in queries]
-
-    async def aencode(queries: Sequence[Query]) -> list[list[float]]:
-        return list(
-            await asyncio.gather(
-                *(model.aget_agg_embedding_from_queries(list(q.embedding_texts)) for q in queries)
-            )
-        )
-
-    return Encoder(encode, aencode)

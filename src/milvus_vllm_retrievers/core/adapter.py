@@ -6,6 +6,8 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
+from typing_extensions import Self
+
 from milvus_vllm_retrievers.core import flow
 from milvus_vllm_retrievers.core.deadline import Deadline
 from milvus_vllm_retrievers.core.drivers import AsyncDriver, SyncDriver
@@ -20,6 +22,45 @@ from milvus_vllm_retrievers.ranker import VLLMRanker
 T = TypeVar("T")
 
 logger = logging.getLogger("milvus_vllm_retrievers")
+
+
+class Closes(Protocol):
+    """Something with connections to close."""
+
+    def close(self) -> None:
+        """Close the blocking connections that are ours."""
+
+    async def aclose(self) -> None:
+        """Close this event loop's connections and the blocking ones, as far as ours."""
+
+
+class Closing:
+    """Gives a front end's class `close`, `aclose` and both kinds of context manager.
+
+    The class keeps what holds its connections as `_adapter`.
+    """
+
+    _adapter: Closes
+
+    def close(self) -> None:
+        """Close the blocking connections that were made here; borrowed clients stay open."""
+        self._adapter.close()
+
+    async def aclose(self) -> None:
+        """Close this event loop's connections and the blocking ones that were made here."""
+        await self._adapter.aclose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
 
 
 class MilvusVLLMAdapter:
@@ -185,7 +226,7 @@ class MilvusVLLMAdapter:
             )
 
 
-class Reranker(Protocol):
+class Reranker(Closes, Protocol):
     """Ranks items that are there already."""
 
     def rank(self, query: Query, items: Sequence[Item]) -> list[Ranking]:
@@ -193,12 +234,6 @@ class Reranker(Protocol):
 
     async def arank(self, query: Query, items: Sequence[Item]) -> list[Ranking]:
         """Rank items by relevance to the query; the async twin of `rank`."""
-
-    def close(self) -> None:
-        """Close the blocking connections that are ours."""
-
-    async def aclose(self) -> None:
-        """Close this event loop's connections and the blocking ones, as far as ours."""
 
 
 class TextReranker:

@@ -1,0 +1,86 @@
+"""LlamaIndex's values to the core's and back: queries, nodes, embedding models."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from llama_index.core import Settings
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.schema import BaseNode, NodeWithScore, QueryType, TextNode
+from llama_index.core.vector_stores.utils import metadata_dict_to_node
+
+from milvus_vllm_retrievers.core.hits import Hit
+from milvus_vllm_retrievers.core.query import Encoder, Encoders, Query, sparse_encoder
+from milvus_vllm_retrievers.errors import ConfigurationError
+
+
+def to_query(query: QueryType | None) -> Query:
+    """Read a query, with its own embedding and the texts to embed in its place.
+
+    Raises:
+        ConfigurationError: There is none, or it is empty.
+    """
+    if query is None:
+        raise ConfigurationError("there is no query to rerank for: pass query_str or query_bundle")
+    if isinstance(query, str):
+        return Query(query)
+    return Query(query.query_str, query.embedding, tuple(query.embedding_strs))
+
+
+def to_node(hit: Hit) -> NodeWithScore:
+    """Make a node of a hit: the one that LlamaIndex stored, or a TextNode of the row."""
+    fields = dict(hit.fields)
+    node: BaseNode
+    if fields.get("_node_content"):
+        node = metadata_dict_to_node(fields, text=hit.text or "")
+    else:
+        node = with_hidden(
+            TextNode(id_=str(hit.pk), text=hit.text or "", metadata=fields), hit.key()
+        )
+    score = hit.retrieval_score if hit.relevance_score is None else hit.relevance_score
+    return NodeWithScore(node=with_hidden(node, hit.scores()), score=score)
+
+
+def with_hidden(node: BaseNode, metadata: Mapping[str, Any]) -> BaseNode:
+    """Copy a node with further metadata that neither the LLM nor an embedding model sees."""
+    return node.model_copy(
+        update={
+            "metadata": {**node.metadata, **metadata},
+            "excluded_llm_metadata_keys": _with(node.excluded_llm_metadata_keys, metadata),
+            "excluded_embed_metadata_keys": _with(node.excluded_embed_metadata_keys, metadata),
+        }
+    )
+
+
+def _with(keys: Sequence[str], more: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys([*keys, *more]))
+
+
+def to_encoders(
+    embed_model: BaseEmbedding | Mapping[str, BaseEmbedding] | None, sparse_embedding: Any
+) -> Encoders:
+    """Wrap embedding models; without any, what was set as `Settings.embed_model` serves."""
+    by_field = embed_model if isinstance(embed_model, Mapping) else {}
+    # What was set explicitly; asking Settings.embed_model would make an OpenAI model.
+    common = getattr(Settings, "_embed_model", None) if embed_model is None else embed_model
+    return Encoders(
+        dense=_dense_encoder(common) if isinstance(common, BaseEmbedding) else None,
+        sparse=None if sparse_embedding is None else sparse_encoder(sparse_embedding),
+        by_field={name: _dense_encoder(model) for name, model in by_field.items()},
+    )
+
+
+def _dense_encoder(model: BaseEmbedding) -> Encoder:
+    def encode(queries: Sequence[Query]) -> list[list[float]]:
+        return [model.get_agg_embedding_from_queries(list(q.embedding_texts)) for q in queries]
+
+    async def aencode(queries: Sequence[Query]) -> list[list[float]]:
+        return list(
+            await asyncio.gather(
+                *(model.aget_agg_embedding_from_queries(list(q.embedding_texts)) for q in queries)
+            )
+        )
+
+    return Encoder(encode, aencode)
