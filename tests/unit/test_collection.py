@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pymilvus import DataType
 
 from milvus_vllm_retrievers import ConfigurationError
 from milvus_vllm_retrievers.core.collection import FieldType, ScalarField, VectorField
@@ -30,6 +31,10 @@ OTHER: Encoder = sparse_encoder(lambda text: {1: 1.0})
 
 def varchar(name: str, **more: Any) -> dict[str, Any]:
     return field(name, FieldType.VARCHAR, **more)
+
+
+def test_field_types_have_milvus_numbers() -> None:
+    assert {t.name: t.value for t in FieldType} == {t.name: DataType[t.name] for t in FieldType}
 
 
 def test_a_collections_fields_are_sorted_by_the_part_they_play() -> None:

@@ -116,6 +116,10 @@ def test_an_option_out_of_range_is_refused(arguments: dict[str, Any], message: s
         SearchOptions(**arguments)
 
 
+def test_a_timeout_may_be_a_fraction_of_a_second() -> None:
+    assert SearchOptions(timeout=0.5).timeout == 0.5
+
+
 def test_a_call_narrows_the_options_and_leaves_them_as_they_are() -> None:
     options = SearchOptions(k=4, expr="a > 1 or b > 1", expr_params={"x": 1}, timeout=3)
 

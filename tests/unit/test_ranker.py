@@ -69,6 +69,8 @@ def test_normalising_an_endpoint_twice_changes_nothing(prefix: list[str], suffix
         ("http://vllm:port", "Port could not be cast"),
         ("http://vllm:99999", "Port out of range"),
         ("http://root:sk-secret@vllm", "must not hold credentials"),
+        ("http://sk-secret@vllm", "must not hold credentials"),
+        ("http://:sk-secret@vllm", "must not hold credentials"),
         ("http://vllm?key=sk-secret", "must not have a query"),
         ("http://vllm#top", "must not have a query or a fragment"),
     ],
