@@ -88,11 +88,14 @@ def running_fake_vllm() -> Iterator[FakeVLLM]:
                 fake.received.append(received)
                 fake.in_flight += 1
                 fake.most_in_flight = max(fake.most_in_flight, fake.in_flight)
-            if fake.gate:
-                fake.gate.wait(timeout=10)
-            with lock:
-                reply = fake.answer(received)
-                fake.in_flight -= 1
+            try:
+                if fake.gate:
+                    fake.gate.wait(timeout=10)
+                with lock:
+                    reply = fake.answer(received)
+            finally:
+                with lock:
+                    fake.in_flight -= 1
             self.send_response(reply.status)
             for name, value in {**reply.headers, "content-length": str(len(reply.body))}.items():
                 self.send_header(name, value)

@@ -69,6 +69,13 @@ def excerpt(text: str, limit: int = _EXCERPT_CHARACTERS) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def redacted(text: str, secrets: Iterable[str]) -> str:
+    """Replace secrets in a text by ``***``."""
+    for secret in sorted(filter(None, secrets), key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text
+
+
 def did_you_mean(name: str, choices: list[str]) -> str:
     """Return `` (did you mean 'x'?)`` for the nearest of `choices`, or an empty string."""
     near = difflib.get_close_matches(name, choices, n=1)
@@ -117,9 +124,14 @@ def _describe(cls: type[Any], error: ValidationError) -> str:
     known = list(getattr(cls, "__pydantic_fields__", {}))
     lines = []
     for problem in error.errors(include_url=False, include_input=False, include_context=True):
-        name = ".".join(str(part) for part in problem["loc"])
+        first, *rest = problem["loc"] or ("",)
+        # Arguments given by position are numbered.
+        first = known[first] if isinstance(first, int) and first < len(known) else first
+        name = ".".join(str(part) for part in (first, *rest))
         if problem["type"] in {"extra_forbidden", "unexpected_keyword_argument"}:
             lines.append(f"unknown argument {name!r}{did_you_mean(name, known)}")
+        elif problem["type"] == "unexpected_positional_argument":
+            lines.append(f"argument {name!r} must be given by name")
         elif problem["type"] in {"missing", "missing_argument"}:
             lines.append(f"argument {name!r} is required")
         else:

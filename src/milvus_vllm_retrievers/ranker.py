@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
+import httpx
 from pydantic import (
     AfterValidator,
     ConfigDict,
@@ -45,7 +48,12 @@ def _split_endpoint(value: str) -> SplitResult:
         raise ValueError(
             "must be an http:// or https:// URL with a host, such as http://localhost:8000"
         )
-    _ = parts.port  # raises for a port that is not a number
+    _ = parts.port  # raises for a port that cannot be one
+    try:
+        host = httpx.URL(value.strip()).host
+        host.encode("idna")
+    except (httpx.InvalidURL, UnicodeError) as error:
+        raise ValueError(f"is not a URL that can be asked: {error}") from error
     if parts.username or parts.password:
         raise ValueError("must not hold credentials; pass api_key= (or credential=) instead")
     if parts.query or parts.fragment:
@@ -56,11 +64,27 @@ def _split_endpoint(value: str) -> SplitResult:
 def _normalise_endpoint(value: str) -> str:
     parts = _split_endpoint(value)
     path = parts.path.rstrip("/")
-    for suffix in _KNOWN_SUFFIXES:
-        if path.endswith(suffix):
-            path = path.removesuffix(suffix).rstrip("/")
-            break
+    while suffix := next((s for s in _KNOWN_SUFFIXES if path.endswith(s)), None):
+        path = path.removesuffix(suffix).rstrip("/")
     return urlunsplit((parts.scheme, parts.netloc, path, "", ""))
+
+
+def _usable_key(value: SecretStr) -> SecretStr | None:
+    key = value.get_secret_value().strip()
+    if not (key.isascii() and key.isprintable()):
+        raise ValueError("must be plain ASCII without line breaks, as an HTTP header holds it")
+    return SecretStr(key) if key else None
+
+
+def _json_object(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    reserved = sorted(_RESERVED_BODY_KEYS & set(value))
+    if reserved:
+        raise ValueError(f"must not set {', '.join(reserved)}: the reranker does")
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"must be what JSON can hold: {error}") from error
+    return value
 
 
 def _without_prefix(value: str) -> str:
@@ -75,6 +99,8 @@ def _without_prefix(value: str) -> str:
 
 Endpoint = Annotated[str, AfterValidator(_normalise_endpoint)]
 ServerEndpoint = Annotated[str, AfterValidator(_without_prefix)]
+ApiKey = Annotated[SecretStr, AfterValidator(_usable_key)]
+JsonObject = Annotated[Mapping[str, Any], AfterValidator(_json_object)]
 
 
 @configuration_errors()
@@ -128,7 +154,7 @@ class VLLMRanker:
     endpoint: Endpoint
     server_endpoint: ServerEndpoint | None = Field(default=None, kw_only=True)
     model: str | None = Field(default=None, kw_only=True, min_length=1)
-    api_key: SecretStr | None = Field(default=None, kw_only=True)
+    api_key: ApiKey | None = Field(default=None, kw_only=True)
     credential: str | None = Field(default=None, kw_only=True, min_length=1)
     mode: Mode = Field(default="auto", kw_only=True)
     on_error: OnError = Field(default="raise", kw_only=True)
@@ -138,13 +164,11 @@ class VLLMRanker:
     max_concurrency: PositiveInt = Field(default=4, kw_only=True)
     timeout: PositiveFloat | None = Field(default=10.0, kw_only=True, allow_inf_nan=False)
     max_retries: NonNegativeInt = Field(default=2, kw_only=True)
-    extra_body: Mapping[str, Any] | None = Field(default=None, kw_only=True)
+    # A dict has no hash; two rankers that differ only here may share one.
+    extra_body: JsonObject | None = field(default=None, kw_only=True, hash=False)
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:
-        reserved = sorted(_RESERVED_BODY_KEYS & set(self.extra_body or ()))
-        if reserved:
-            raise ValueError(f"extra_body must not set {', '.join(reserved)}: the reranker does")
         if self.mode == "server" and self.client_only_reasons:
             raise ValueError(
                 "mode='server' cannot be used: "
@@ -233,6 +257,8 @@ class VLLMRanker:
             raise ConfigurationError(
                 "Milvus Lite cannot truncate: drop truncate_prompt_tokens or use mode='client'"
             )
+        if self.credential is not None:
+            raise ConfigurationError("Milvus Lite has no credentials: pass api_key instead")
         return {
             "base_url": f"{self._milvus_endpoint}/v2",
             # Milvus Lite insists on both; vLLM takes an empty name for its only model.

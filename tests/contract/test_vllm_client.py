@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import threading
 import traceback
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -81,6 +83,30 @@ def closed() -> Iterator[str]:
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{holder.getsockname()[1]}"
+
+
+@contextmanager
+def trickling(head: bytes) -> Iterator[str]:
+    """The URL of a fake server that answers with a head and then a byte now and then."""
+    done = threading.Event()
+
+    def serve() -> None:
+        with suppress(OSError):
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(65_536)
+                connection.sendall(head)
+                while not done.wait(0.05):
+                    connection.sendall(b" ")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        finally:
+            done.set()
+            thread.join()
 
 
 def results(*scores: tuple[int, float]) -> Reply:
@@ -212,6 +238,38 @@ async def test_a_wait_that_the_server_asks_for_counts_against_the_deadline(
     with pytest.raises(RerankStatusError, match="slow down"):
         await rerank(fake_vllm.url, Deadline.after(600))
     assert len(fake_vllm.received) == 1
+
+
+async def test_a_server_that_asks_for_a_long_wait_is_not_waited_for(
+    rerank: Call, fake_vllm: FakeVLLM
+) -> None:
+    fake_vllm.always = Reply.json(429, {"error": "slow down"}, **{"retry-after": "3600"})
+
+    with pytest.raises(RerankStatusError, match="slow down"):
+        await rerank(fake_vllm.url)
+    assert len(fake_vllm.received) == 1
+
+
+async def test_nothing_is_sent_once_the_deadline_has_passed(
+    rerank: Call, fake_vllm: FakeVLLM
+) -> None:
+    with pytest.raises(RerankTimeoutError, match="timeout is used up"):
+        await rerank(fake_vllm.url, Deadline.after(0))
+    assert fake_vllm.received == []
+
+
+async def test_an_answer_that_trickles_in_is_given_up_after_the_timeout(rerank: Call) -> None:
+    head = b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n"
+
+    with trickling(head) as url, pytest.raises(RerankTimeoutError, match="did not answer in time"):
+        await rerank(url, timeout=0.3, max_retries=0)
+
+
+async def test_an_endless_answer_is_not_read_to_its_end(rerank: Call, fake_vllm: FakeVLLM) -> None:
+    fake_vllm.always = Reply(200, b" " * 3_000_000)
+
+    with pytest.raises(RerankResponseError, match="more than"):
+        await rerank(fake_vllm.url)
 
 
 async def test_a_redirect_is_not_followed_and_the_key_not_sent_on(

@@ -230,24 +230,25 @@ def test_json_fields_are_known_by_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("type_", "item", "key"),
+    ("type_", "item", "keys"),
     [
-        (FieldType.INT64, Item("", id="7"), 7),
-        (FieldType.INT64, Item("", id="-7"), -7),
-        (FieldType.INT64, Item("", id="a-uuid", metadata={"pk": 7}), 7),
-        (FieldType.INT64, Item("", metadata={"pk": "7"}), 7),
-        (FieldType.INT64, Item("", id="a-uuid"), None),
-        (FieldType.INT64, Item("", id="7.0", metadata={"pk": True}), None),
-        (FieldType.VARCHAR, Item("", id="a-uuid", metadata={"pk": "other"}), "a-uuid"),
-        (FieldType.VARCHAR, Item("", id="7"), "7"),
-        (FieldType.VARCHAR, Item("", metadata={"pk": "a-uuid"}), "a-uuid"),
-        (FieldType.VARCHAR, Item("", metadata={"pk": 7}), None),
+        (FieldType.INT64, Item("", id="7"), [7]),
+        (FieldType.INT64, Item("", id="-7"), [-7]),
+        (FieldType.INT64, Item("", id="a-uuid", metadata={"pk": 7}), [7]),
+        (FieldType.INT64, Item("", metadata={"pk": "7"}), [7]),
+        (FieldType.INT64, Item("", id="a-uuid"), []),
+        (FieldType.INT64, Item("", id="7.0", metadata={"pk": True}), []),
+        (FieldType.VARCHAR, Item("", id="a-uuid", metadata={"pk": "other"}), ["a-uuid", "other"]),
+        (FieldType.VARCHAR, Item("", id="a", metadata={"pk": "a"}), ["a"]),
+        (FieldType.VARCHAR, Item("", id="7"), ["7"]),
+        (FieldType.VARCHAR, Item("", metadata={"pk": "a-uuid"}), ["a-uuid"]),
+        (FieldType.VARCHAR, Item("", metadata={"pk": 7}), []),
     ],
 )
-def test_an_items_key_is_its_id_or_stands_in_its_metadata_if_it_fits(
-    type_: FieldType, item: Item, key: int | str | None
+def test_an_items_key_may_be_its_id_or_what_its_metadata_says_if_it_fits(
+    type_: FieldType, item: Item, keys: list[int | str]
 ) -> None:
-    assert layout(field("pk", type_, is_primary=True), TEXT).key_of(item) == key
+    assert layout(field("pk", type_, is_primary=True), TEXT).keys_of(item) == keys
 
 
 def test_rows_are_found_by_key_over_the_first_dense_field() -> None:

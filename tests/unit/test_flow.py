@@ -378,7 +378,7 @@ def test_nothing_found_is_nothing_to_ask_vllm() -> None:
 
 
 def test_a_threshold_holds_for_scores_from_milvus() -> None:
-    flow = start(VLLMRanker(URL, mode="server"), score_threshold=0.8)
+    flow = start(VLLMRanker(URL, mode="server"), score_threshold=0.75)
     next(flow)
 
     assert keys(finish(flow, [FOUND])) == [[1, 2]]
@@ -668,3 +668,11 @@ def test_rows_that_milvus_fails_to_rank_may_stay_as_given_and_marked() -> None:
         flow.throw(DOWN)
 
     assert end.value.value == as_given([0, 1, 2], "vLLM is down")
+
+
+def test_an_encoder_that_makes_too_few_vectors_is_refused() -> None:
+    flow = start(None, Query("a"), Query("b"), on=target(fields=["dense"]))
+    next(flow)
+
+    with pytest.raises(ConfigurationError, match="made 1 vectors for 2 queries"):
+        flow.send([[0.0, 1.0]])

@@ -210,7 +210,7 @@ def test_items_are_ranked_by_score_and_ties_keep_the_given_order(given_scores: l
 
 
 def test_rows_are_ranked_by_score_and_key_and_items_without_a_row_come_last() -> None:
-    keys = ["c", None, "b", "gone", "a", "c"]
+    keys = [["c"], [], ["b"], ["gone"], ["foreign", "a"], ["c"]]
 
     ranked = ranked_by_milvus(keys, {"a": 0.75, "b": 0.25, "c": 0.25}, "docs")
 
@@ -229,3 +229,9 @@ def test_items_that_were_not_ranked_stay_as_given_and_say_why() -> None:
         Ranking(2, None, None, "vLLM is down"),
         Ranking(0, None, None, "vLLM is down"),
     ]
+
+
+def test_a_score_of_just_the_threshold_stays_although_it_is_a_float32() -> None:
+    hit = Hit(1, "", relevance_score=float32(0.7))
+
+    assert above([hit], 0.7) == [hit]

@@ -15,7 +15,7 @@ from langchain_core.documents import Document
 from milvus_vllm_retrievers.langchain import VLLMRerank
 
 scores = {"results": [{"index": 0, "relevance_score": 0.5}]}
-httpx.Client.post = lambda *_, **__: httpx.Response(200, json=scores)
+httpx.Client.send = lambda *_, **__: httpx.Response(200, json=scores)
 (document,) = VLLMRerank(endpoint="http://vllm").compress_documents([Document("a")], "q")
 assert document.metadata["relevance_score"] == 0.5
 """
@@ -26,7 +26,7 @@ from llama_index.core.schema import NodeWithScore, TextNode
 from milvus_vllm_retrievers.llama_index import VLLMRerank
 
 scores = {"results": [{"index": 0, "relevance_score": 0.5}]}
-httpx.Client.post = lambda *_, **__: httpx.Response(200, json=scores)
+httpx.Client.send = lambda *_, **__: httpx.Response(200, json=scores)
 given = [NodeWithScore(node=TextNode(text="a"))]
 (node,) = VLLMRerank(endpoint="http://vllm").postprocess_nodes(given, query_str="q")
 assert node.score == 0.5

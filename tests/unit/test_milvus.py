@@ -296,3 +296,40 @@ def test_a_failed_connection_names_the_server_without_the_password(
     assert type(caught.value) is SearchError
     assert "cannot connect to Milvus at 'http://***@milvus:19530': no route" in str(caught.value)
     assert isinstance(caught.value.__cause__, OSError)
+
+
+@pytest.mark.parametrize(
+    ("uri", "more"),
+    [
+        ("ftp://root:pa55word@h:1", {}),
+        ("http://root:x@pa55word@127.0.0.1:1", {}),
+        ("http://127.0.0.1:1", {"token": "root:pa55word"}),
+        ("http://127.0.0.1:1", {"connection_args": {"password": "pa55word"}}),
+    ],
+)
+def test_no_login_is_shown_where_a_connection_fails(
+    monkeypatch: pytest.MonkeyPatch, uri: str, more: dict[str, Any]
+) -> None:
+    def refuse(**arguments: Any) -> None:
+        raise ValueError(f"cannot use {arguments}")
+
+    monkeypatch.setattr("pymilvus.MilvusClient", refuse)
+
+    with pytest.raises(SearchError) as caught:
+        MilvusConnection(ConnectionSettings(uri, **more)).client()
+
+    assert "pa55word" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+def test_credentials_that_end_the_host_are_refused_unseen() -> None:
+    with pytest.raises(ConfigurationError, match="pass token=") as caught:
+        ConnectionSettings("http://root:pa55/word@127.0.0.1:1")
+
+    assert "pa55" not in str(caught.value)
+
+
+def test_a_rerank_failure_is_told_apart_however_long_the_message() -> None:
+    error = explain_error(Exception("x" * 400 + " call service failed: refused"), "search")
+
+    assert isinstance(error, RerankError)

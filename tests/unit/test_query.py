@@ -153,3 +153,11 @@ def test_a_call_cannot_break_out_of_the_parentheses_around_its_filter() -> None:
 
     with pytest.raises(ConfigurationError, match="did not open"):
         options.narrowed(expr="true) or (true")
+
+
+@pytest.mark.parametrize(
+    "option", [{"timeout": "5"}, {"score_threshold": "0.5"}, {"timeout": True}]
+)
+def test_a_number_must_be_one(option: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match=next(iter(option))):
+        SearchOptions(**option)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import FrozenInstanceError, replace
 from typing import Any
 
@@ -119,7 +120,7 @@ def test_an_unknown_argument_is_refused_with_the_nearest_name() -> None:
 
 @pytest.mark.parametrize("field", ["query", "documents", "top_n"])
 def test_extra_body_cannot_replace_what_the_reranker_sets(field: str) -> None:
-    with pytest.raises(ConfigurationError, match=f"extra_body must not set {field}"):
+    with pytest.raises(ConfigurationError, match=f"extra_body: must not set {field}"):
         VLLMRanker(HOST, extra_body={field: 1})
 
 
@@ -294,3 +295,61 @@ def test_a_ranker_for_the_client_is_refused_where_only_milvus_reranks(
 ) -> None:
     with pytest.raises(ConfigurationError, match=rf"{reason}.*Use VLLMRerank"):
         server_ranker(VLLMRanker(**arguments))
+
+
+@pytest.mark.parametrize(
+    "host", ["http://h/a\x01b", "http://[::1]x/", "http://xn--a/", f"http://{'a' * 70}"]
+)
+def test_an_endpoint_that_no_client_can_ask_is_refused(host: str) -> None:
+    with pytest.raises(ConfigurationError, match="endpoint: "):
+        VLLMRanker(host)
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [("sk-secret\n", "sk-secret"), (" sk-secret ", "sk-secret"), ("", None)]
+)
+def test_a_key_read_from_a_file_loses_its_line_break_and_an_empty_one_is_none(
+    given: str, kept: str | None
+) -> None:
+    key = VLLMRanker(HOST, api_key=given).api_key
+
+    assert (key and key.get_secret_value()) == kept
+
+
+@pytest.mark.parametrize("key", ["sk-s\u00e9cret", "sk-\nsecret"])
+def test_a_key_that_no_header_can_hold_is_refused_unseen(key: str) -> None:
+    with pytest.raises(ConfigurationError, match="api_key: must be plain ASCII") as caught:
+        VLLMRanker(HOST, api_key=key)
+
+    assert "sk-" not in str(caught.value)
+
+
+def test_a_known_route_in_the_prefix_stays_lost_when_a_ranker_is_copied() -> None:
+    ranker = VLLMRanker("http://gw/rerank/v1")
+
+    assert dataclasses.replace(ranker, model="m").endpoint == ranker.endpoint
+
+
+def test_a_ranker_with_extra_body_can_be_hashed() -> None:
+    assert hash(VLLMRanker(HOST, extra_body={"a": 1})) == hash(VLLMRanker(HOST))
+
+
+@pytest.mark.parametrize("value", [{1, 2}, float("nan")])
+def test_extra_body_must_be_json(value: Any) -> None:
+    with pytest.raises(ConfigurationError, match="extra_body: must be what JSON can hold"):
+        VLLMRanker(HOST, extra_body={"a": value})
+
+
+def test_a_wrong_positional_endpoint_is_named() -> None:
+    with pytest.raises(ConfigurationError, match="endpoint: must be an http"):
+        VLLMRanker("localhost:8000")
+
+
+def test_only_the_endpoint_may_be_given_by_position() -> None:
+    with pytest.raises(ConfigurationError, match="must be given by name"):
+        VLLMRanker(HOST, "model")  # type: ignore[misc]
+
+
+def test_milvus_lite_has_no_credentials() -> None:
+    with pytest.raises(ConfigurationError, match="pass api_key"):
+        VLLMRanker(HOST, credential="prod").to_function("q", "text", provider="cohere")

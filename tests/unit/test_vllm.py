@@ -285,3 +285,29 @@ def test_pauses_grow_up_to_eight_seconds(attempt: int) -> None:
 @pytest.mark.parametrize("error", [status(429, retry_after=5.0), status(503, retry_after=5.0)])
 def test_a_longer_wait_that_the_server_asks_for_is_kept(error: RerankStatusError) -> None:
     assert seconds_to_wait(failed(error)) == 5.0
+
+
+def test_a_key_that_an_answer_repeats_is_not_shown() -> None:
+    request = build_request(VLLMRanker(HOST, api_key="sk-secret"), "q", ["a"])
+    refusal = httpx.Response(401, json={"error": {"message": "wrong API key: sk-secret"}})
+
+    error = status_error(refusal, request)
+
+    assert "sk-secret" not in f"{error} {error.body} {request!r}"
+    assert "wrong API key: ***" in str(error)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"results":[{"index":Infinity,"relevance_score":1}]}',
+        '{"results":[{"index":0,"relevance_score":1' + "0" * 400 + "}]}",
+        "[" * 100_000,
+        '{"results":[{"index":0.9,"relevance_score":1}]}',
+        '{"results":[{"index":true,"relevance_score":1}]}',
+        '{"results":[{"index":"0","relevance_score":1}]}',
+    ],
+)
+def test_odd_json_is_a_wrong_answer_and_not_a_crash(text: str) -> None:
+    with pytest.raises(RerankResponseError):
+        read_scores(httpx.Response(200, text=text), build_request(VLLMRanker(HOST), "q", ["a"]))

@@ -203,13 +203,11 @@ class CollectionLayout:
             "pass text_field="
         )
 
-    def key_of(self, item: Item) -> int | str | None:
-        """Return the primary key of an item: its id, or what its metadata says, if that fits."""
-        for value in (item.id, item.metadata.get(self.primary_key)):
-            key = self._as_key(value)
-            if key is not None:
-                return key
-        return None
+    def keys_of(self, item: Item) -> list[int | str]:
+        """Return what may be an item's primary key: its id, and what its metadata says."""
+        values = (item.id, item.metadata.get(self.primary_key))
+        keys = [self._as_key(value) for value in values]
+        return list(dict.fromkeys(key for key in keys if key is not None))
 
     def _as_key(self, value: object) -> int | str | None:
         type_ = next(field.type for field in self.scalars if field.name == self.primary_key)

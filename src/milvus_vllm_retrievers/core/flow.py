@@ -17,6 +17,7 @@ from milvus_vllm_retrievers.core.deadline import Deadline
 from milvus_vllm_retrievers.core.hits import Hit, PrimaryKey, Ranking
 from milvus_vllm_retrievers.core.milvus import Server, is_not_loaded
 from milvus_vllm_retrievers.core.query import (
+    MAX_LIMIT,
     Encoder,
     Encoders,
     Item,
@@ -165,6 +166,8 @@ def retrieve(
 ) -> Flow[list[list[Hit]]]:
     """Retrieve `k` hits for each query: search, rerank, fall back where that was asked for."""
     in_milvus = ranker is not None and reranks_in_milvus(ranker, target.server)
+    if in_milvus:
+        _provider(target.server, "mode='server'")
     search = yield from _prepared(target, queries, options, deadline)
     if ranker is None:
         return (yield from search.plain(options.k))
@@ -243,8 +246,10 @@ def rank_rows(
         deadline: When it must be done.
         on_missing: What to do with items that have no row: raise, or keep them last, marked.
     """
-    keys = [target.layout.key_of(item) for item in items]
-    asked = list(dict.fromkeys(key for key in keys if key is not None))
+    keys = [target.layout.keys_of(item) for item in items]
+    asked = list(dict.fromkeys(key for may_be in keys for key in may_be))
+    if len(asked) > MAX_LIMIT:
+        raise ConfigurationError(f"at most {MAX_LIMIT:,} items can be reranked at once")
     try:
         scores = yield from _scores_by_key(target, ranker, query, asked, options, deadline)
     except RerankError as error:
@@ -311,7 +316,13 @@ def _legs(target: Target, queries: Sequence[Query]) -> Flow[list[Leg]]:
             legs.append(requests.make_leg(vector, embeddings))
         else:
             if id(encoder) not in encoded:
-                encoded[id(encoder)] = yield Encode(encoder, queries)
+                vectors = yield Encode(encoder, queries)
+                if len(vectors) != len(queries):
+                    raise ConfigurationError(
+                        f"the encoder of field {vector.name!r} made {len(vectors)} vectors for "
+                        f"{len(queries)} queries"
+                    )
+                encoded[id(encoder)] = vectors
             legs.append(requests.make_leg(vector, encoded[id(encoder)]))
     return legs
 

@@ -122,7 +122,8 @@ def above(hits: Iterable[Hit], threshold: float | None) -> list[Hit]:
     """Drop hits whose relevance score is below the threshold; unscored ones stay."""
     if threshold is None:
         return list(hits)
-    return [h for h in hits if h.relevance_score is None or h.relevance_score >= threshold]
+    least = float32(threshold)  # as the scores are: 0.7 is not below a threshold of 0.7
+    return [h for h in hits if h.relevance_score is None or h.relevance_score >= least]
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,18 +154,19 @@ def ranked_by_client(scores: Sequence[float]) -> list[Ranking]:
 
 
 def ranked_by_milvus(
-    keys: Sequence[PrimaryKey | None], scores: Mapping[PrimaryKey, float], collection: str
+    keys: Sequence[Sequence[PrimaryKey]], scores: Mapping[PrimaryKey, float], collection: str
 ) -> list[Ranking]:
     """Order items by their rows' scores, ties by primary key; those without a row come last.
 
     Args:
-        keys: The primary key of each item that was given, None where it has none.
+        keys: The keys that may be each given item's, likeliest first.
         scores: The scores of the rows that were found.
         collection: The collection's name, for the marks.
     """
-    found = [(key, index) for index, key in enumerate(keys) if key is not None and key in scores]
+    rows = [next((key for key in may_be if key in scores), None) for may_be in keys]
+    found = [(key, index) for index, key in enumerate(rows) if key is not None]
     found.sort(key=lambda item: (-scores[item[0]], item[0], item[1]))
-    lost = [index for index, key in enumerate(keys) if key is None or key not in scores]
+    lost = [index for index, key in enumerate(rows) if key is None]
     return [Ranking(index, float32(scores[key]), "milvus") for key, index in found] + as_given(
         lost, f"collection {collection!r} has no row with this item's primary key"
     )

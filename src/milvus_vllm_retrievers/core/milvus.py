@@ -20,6 +20,7 @@ from milvus_vllm_retrievers.errors import (
     RerankTimeoutError,
     SearchError,
     excerpt,
+    redacted,
 )
 from milvus_vllm_retrievers.ranker import Provider
 
@@ -111,8 +112,8 @@ def explain_error(error: Exception, what: str) -> MilvusVLLMError:
     Returns:
         A `RerankError` where the rerank service failed inside the search, else a `SearchError`.
     """
-    message = excerpt(str(getattr(error, "message", "") or error), 2 * 200)
-    lowered = message.lower()
+    full = str(getattr(error, "message", "") or error)
+    message, lowered = excerpt(full), full.lower()
     if any(sign in lowered for sign in _RERANK_FAILED):
         return _rerank_error(message, lowered)
     hint = next((advice for sign, advice in _HINTS if sign in lowered), None)
@@ -160,10 +161,27 @@ class ConnectionSettings:
     db_name: str = ""
     connection_args: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
+    def __post_init__(self) -> None:
+        if "/" in self._login:
+            raise ConfigurationError(
+                "the credentials in uri hold a '/', which ends the host there: pass token= instead"
+            )
+
+    @property
+    def _login(self) -> str:
+        return self.uri.partition("://")[2].rpartition("@")[0]
+
     def arguments(self) -> dict[str, Any]:
         """Return the keyword arguments of pymilvus's clients."""
         given = {"uri": self.uri, "token": self.token, "db_name": self.db_name}
         return {**{k: v for k, v in given.items() if v}, **self.connection_args}
+
+    def redacted(self, text: str) -> str:
+        """Take from a text what logs in: the token, passwords, and credentials in the URI."""
+        login, token = self._login, self.token
+        password = str(self.connection_args.get("password") or "")
+        after_user = [secret.partition(":")[2] for secret in (login, token)]
+        return redacted(text, [login, token, password, *after_user])
 
 
 class ConnectionArguments(Protocol):
@@ -266,13 +284,14 @@ class MilvusConnection:
     def _connect(self, make: Any, arguments: Mapping[str, Any]) -> Any:
         try:
             return make(**arguments)
-        except Exception as error:
-            shown = re.sub(r"//[^/@]*@", "//***@", str(arguments.get("uri")))
+        except Exception as error:  # noqa: BLE001 - pymilvus and grpc raise many kinds
+            shown = self._settings.redacted(str(error))
+            # An error that shows a secret is not passed on as the cause.
             raise SearchError(
-                f"cannot connect to Milvus at {shown!r}: {excerpt(str(error))}. Is it "
-                "running? For Milvus Lite, give a path ending in .db and install the extra "
-                "'lite' (pip install 'milvus-vllm-retrievers[lite]')"
-            ) from error
+                f"cannot connect to Milvus at {self._settings.redacted(str(arguments['uri']))!r}: "
+                f"{excerpt(shown)}. Is it running? For Milvus Lite, give a path ending in .db and "
+                "install the extra 'lite' (pip install 'milvus-vllm-retrievers[lite]')"
+            ) from (error if shown == str(error) else None)
 
 
 def _arguments_of(client: MilvusClient) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Generic, TypeVar
@@ -25,6 +26,7 @@ class PerLoop(Generic[T]):
     def __init__(self, make: Callable[[], T], close: Callable[[T], Awaitable[None]]) -> None:
         self._make = make
         self._close = close
+        self._lock = threading.Lock()  # threads may each run a loop
         self._held: weakref.WeakKeyDictionary[
             asyncio.AbstractEventLoop, tuple[T, AsyncGenerator[T, None]]
         ] = weakref.WeakKeyDictionary()
@@ -32,15 +34,20 @@ class PerLoop(Generic[T]):
     async def get(self) -> T:
         """Return the running loop's value."""
         loop = asyncio.get_running_loop()
-        if loop not in self._held:
-            self._forget_closed_loops()
+        with self._lock:
+            held = self._held.get(loop)
+        if held is None:
             holder = _hold(self._make, self._close)
-            self._held[loop] = await anext(holder), holder
-        return self._held[loop][0]
+            held = await anext(holder), holder
+            with self._lock:
+                self._forget_closed_loops()
+                self._held[loop] = held
+        return held[0]
 
     async def close(self) -> None:
         """Close the running loop's value, if there is one."""
-        held = self._held.pop(asyncio.get_running_loop(), None)
+        with self._lock:
+            held = self._held.pop(asyncio.get_running_loop(), None)
         if held is not None:
             await held[1].aclose()
 

@@ -159,9 +159,9 @@ class SearchOptions:
                     f"fetch_k ({self.fetch_k}) is smaller than k ({self.k}): fewer candidates "
                     f"than results. Pass fetch_k={self.k} or more"
                 )
-        if self.timeout is not None and not 0 < self.timeout < math.inf:
+        if self.timeout is not None and not (_is_finite(self.timeout) and self.timeout > 0):
             raise ConfigurationError("timeout must be a positive number of seconds, or None")
-        if self.score_threshold is not None and not math.isfinite(self.score_threshold):
+        if self.score_threshold is not None and not _is_finite(self.score_threshold):
             raise ConfigurationError("score_threshold must be a finite number, or None")
         checked_expr(self.expr)
 
@@ -205,3 +205,9 @@ def _check_count(name: str, value: int) -> None:
         raise ConfigurationError(f"{name} must be a whole number, not {type(value).__name__}")
     if not 1 <= value <= MAX_LIMIT:
         raise ConfigurationError(f"{name} must be between 1 and {MAX_LIMIT:,}, not {value}")
+
+
+def _is_finite(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return math.isfinite(value)

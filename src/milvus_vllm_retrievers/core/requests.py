@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from milvus_vllm_retrievers.core.collection import CollectionLayout, FieldType, VectorField
 from milvus_vllm_retrievers.core.filters import literal
 from milvus_vllm_retrievers.core.query import MAX_LIMIT, SearchOptions
-from milvus_vllm_retrievers.errors import ConfigurationError
+from milvus_vllm_retrievers.errors import ConfigurationError, MissingDependencyError
 
 if TYPE_CHECKING:
     from pymilvus import AnnSearchRequest, Function
@@ -68,8 +68,12 @@ def _dense(type_: int, values: Sequence[float]) -> Any:
 
     if type_ == FieldType.FLOAT16_VECTOR:
         return np.asarray(values, dtype=np.float16)
-    import ml_dtypes  # noqa: PLC0415
-
+    try:
+        import ml_dtypes  # noqa: PLC0415 - pymilvus does not bring it
+    except ImportError as error:
+        raise MissingDependencyError(
+            "searching a BFLOAT16_VECTOR field needs ml_dtypes: pip install ml-dtypes"
+        ) from error
     return np.asarray(values, dtype=ml_dtypes.bfloat16)
 
 

@@ -10,8 +10,8 @@ import math
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import urljoin
 
 import httpx
@@ -32,6 +32,7 @@ from milvus_vllm_retrievers.errors import (
     RerankStatusError,
     RerankTimeoutError,
     excerpt,
+    redacted,
 )
 from milvus_vllm_retrievers.ranker import VLLMRanker
 
@@ -57,28 +58,32 @@ class RerankRequest:
         headers: The headers, the api key among them.
         content: The JSON body.
         documents: How many documents it asks about.
+        api_key: The key, so that it can be taken from what an answer echoes.
     """
 
     url: str
-    headers: Mapping[str, str]
-    content: bytes
+    headers: Mapping[str, str] = field(repr=False)
+    content: bytes = field(repr=False)
     documents: int
-
-
-class Response(Protocol):
-    """What is read of an HTTP response."""
+    api_key: str = field(default="", repr=False)
 
     @property
-    def status_code(self) -> int:
-        """The HTTP status."""
+    def largest_answer(self) -> int:
+        """Bytes an answer may have: vLLM echoes the documents and adds a line for each."""
+        return 4 * len(self.content) + 1000 * self.documents + 1_000_000
 
-    @property
-    def headers(self) -> httpx.Headers:
-        """The headers."""
+    def shown(self, text: str) -> str:
+        """Shorten a text for a message, without the key."""
+        return excerpt(redacted(text, [self.api_key]))
 
-    @property
-    def text(self) -> str:
-        """The body as text."""
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One HTTP answer, read to its end."""
+
+    status_code: int
+    headers: httpx.Headers
+    text: str
 
 
 def build_request(ranker: VLLMRanker, query: str, documents: Sequence[str]) -> RerankRequest:
@@ -92,34 +97,35 @@ def build_request(ranker: VLLMRanker, query: str, documents: Sequence[str]) -> R
         body["instruction"] = ranker.instruction
     body.update(ranker.extra_body or {})
     headers = {"content-type": "application/json", "accept": "application/json"}
-    if ranker.api_key is not None:
-        headers["authorization"] = f"Bearer {ranker.api_key.get_secret_value()}"
+    api_key = ranker.api_key.get_secret_value() if ranker.api_key else ""
+    if api_key:
+        headers["authorization"] = f"Bearer {api_key}"
     return RerankRequest(
         url=f"{ranker.endpoint}/v1/rerank",
         headers=headers,
         # A lone surrogate is no valid UTF-8: it is sent as "?".
         content=json.dumps(body, ensure_ascii=False).encode("utf-8", "replace"),
         documents=len(documents),
+        api_key=api_key,
     )
 
 
-def read_scores(response: Response, request: RerankRequest) -> list[float]:
+def read_scores(answer: Answer, request: RerankRequest) -> list[float]:
     """Read one finite score for each document, in the documents' order.
 
     Raises:
         RerankStatusError: The status is not 200.
         RerankResponseError: The answer does not give every document one finite score.
     """
-    if response.status_code != _OK:
-        raise status_error(response, request)
-    try:
-        results = json.loads(response.text)["results"]
-        scores = {int(r["index"]): float(r["relevance_score"]) for r in results}
-    except (ValueError, TypeError, KeyError) as error:
+    if answer.status_code != _OK:
+        raise status_error(answer, request)
+    results = _results(answer.text)
+    if results is None:
         raise RerankResponseError(
             f"{request.url} answered with something other than rerank results "
-            f"({excerpt(response.text)!r}): is it vLLM's base URL?"
-        ) from error
+            f"({request.shown(answer.text)!r}): is it vLLM's base URL?"
+        )
+    scores = dict(results)
     wanted = set(range(request.documents))
     if len(results) != request.documents or set(scores) != wanted:
         raise RerankResponseError(
@@ -135,14 +141,25 @@ def read_scores(response: Response, request: RerankRequest) -> list[float]:
     return [scores[i] for i in range(request.documents)]
 
 
-def status_error(response: Response, request: RerankRequest) -> RerankStatusError:
+def _results(text: str) -> list[tuple[int, float]] | None:
+    """Read indexes and scores; None if the text is something else."""
+    try:
+        results = json.loads(text)["results"]
+        if not all(type(result["index"]) is int for result in results):
+            return None
+        return [(result["index"], float(result["relevance_score"])) for result in results]
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        return None
+
+
+def status_error(answer: Answer, request: RerankRequest) -> RerankStatusError:
     """Make the error for a status other than 200, with what to do about it."""
-    status, body = response.status_code, excerpt(response.text)
+    text = request.shown(_error_text(answer.text))
     return RerankStatusError(
-        f"{request.url} answered {status}: {_error_text(response.text)}{_hint(response, request)}",
-        status_code=status,
-        body=body,
-        retry_after=_retry_after(response.headers),
+        f"{request.url} answered {answer.status_code}: {text}{_hint(answer, request)}",
+        status_code=answer.status_code,
+        body=request.shown(answer.text),
+        retry_after=_retry_after(answer.headers),
     )
 
 
@@ -150,15 +167,15 @@ def _error_text(body: str) -> str:
     """Return the message of vLLM's error answers (they have three shapes), or the body."""
     try:
         answer = json.loads(body)
-    except ValueError:
-        return excerpt(body)
-    if isinstance(answer, dict):
-        error = answer.get("error", answer.get("detail", body))
-        return excerpt(str(error.get("message", body) if isinstance(error, dict) else error))
-    return excerpt(body)
+    except (ValueError, RecursionError):
+        return body
+    if not isinstance(answer, dict):
+        return body
+    error = answer.get("error", answer.get("detail", body))
+    return str(error.get("message", body) if isinstance(error, dict) else error)
 
 
-def _hint(response: Response, request: RerankRequest) -> str:
+def _hint(response: Answer, request: RerankRequest) -> str:
     status = response.status_code
     if status in _UNAUTHORIZED:
         return ". Check the ranker's api_key"
@@ -178,9 +195,9 @@ def _hint(response: Response, request: RerankRequest) -> str:
     return ""
 
 
-def transport_error(error: httpx.HTTPError, request: RerankRequest) -> RerankConnectionError:
+def transport_error(error: Exception, request: RerankRequest) -> RerankConnectionError:
     """Make the error for a request that got no answer."""
-    if isinstance(error, httpx.TimeoutException):
+    if isinstance(error, (httpx.TimeoutException, TimeoutError)):
         return RerankTimeoutError(
             f"{request.url} did not answer in time ({type(error).__name__}); raise the ranker's "
             "timeout, or rerank fewer candidates (fetch_k)"
@@ -274,27 +291,42 @@ class VLLMClient:
         self.close()
 
     def _send(self, request: RerankRequest, deadline: Deadline) -> list[float]:
+        limit = self._limit(request, deadline)
+        arguments = _stream_arguments(request, limit)
         try:
-            response = self._blocking_client().post(**self._post_arguments(request, deadline))
-        except httpx.HTTPError as error:
+            with self._blocking_client().stream(**arguments) as response:
+                body = bytearray()
+                for chunk in response.iter_bytes():
+                    body += chunk
+                    _check_body(body, request, limit)
+                answer = _answer(response, body)
+        except (httpx.HTTPError, TimeoutError) as error:
             raise transport_error(error, request) from error
-        return read_scores(response, request)
+        return read_scores(answer, request)
 
     async def _asend(self, request: RerankRequest, deadline: Deadline) -> list[float]:
+        limit = self._limit(request, deadline)
+        arguments = _stream_arguments(request, limit)
         client = await self._async_clients.get()
         try:
-            response = await client.post(**self._post_arguments(request, deadline))
-        except httpx.HTTPError as error:
+            async with client.stream(**arguments) as response:
+                body = bytearray()
+                async for chunk in response.aiter_bytes():
+                    body += chunk
+                    _check_body(body, request, limit)
+                answer = _answer(response, body)
+        except (httpx.HTTPError, TimeoutError) as error:
             raise transport_error(error, request) from error
-        return read_scores(response, request)
+        return read_scores(answer, request)
 
-    def _post_arguments(self, request: RerankRequest, deadline: Deadline) -> dict[str, Any]:
-        return {
-            "url": request.url,
-            "content": request.content,
-            "headers": request.headers,
-            "timeout": deadline.within(self._ranker.timeout),
-        }
+    def _limit(self, request: RerankRequest, deadline: Deadline) -> Deadline:
+        """Return the moment by which one try must be done."""
+        limit = Deadline.after(deadline.within(self._ranker.timeout))
+        if limit.passes_within(0):
+            raise RerankTimeoutError(
+                f"{request.url} was not asked: the call's timeout is used up; raise it"
+            )
+        return limit
 
     def _blocking_client(self) -> httpx.Client:
         with self._lock:
@@ -309,10 +341,40 @@ class VLLMClient:
         return {
             "retry": should_retry,
             "wait": seconds_to_wait,
-            "stop": lambda s: attempts(s) or deadline.passes_within(s.upcoming_sleep),
+            "stop": lambda s: (
+                attempts(s)
+                or s.upcoming_sleep > _LONGEST_WAIT
+                or deadline.passes_within(s.upcoming_sleep)
+            ),
             "reraise": True,
         }
 
 
 def _new_async_client() -> httpx.AsyncClient:
     return httpx.AsyncClient(limits=_LIMITS)
+
+
+def _stream_arguments(request: RerankRequest, limit: Deadline) -> dict[str, Any]:
+    return {
+        "method": "POST",
+        "url": request.url,
+        "content": request.content,
+        "headers": request.headers,
+        "timeout": limit.remaining(),
+    }
+
+
+def _check_body(body: bytearray, request: RerankRequest, limit: Deadline) -> None:
+    """Stop reading an answer that comes too slowly (httpx limits each read only) or is too long."""
+    if limit.passes_within(0):
+        raise TimeoutError("the answer was not complete in time")
+    if len(body) > request.largest_answer:
+        raise RerankResponseError(
+            f"{request.url} answered with more than {request.largest_answer:,} bytes for "
+            f"{request.documents} documents: is it vLLM's base URL?"
+        )
+
+
+def _answer(response: httpx.Response, body: bytearray) -> Answer:
+    text = bytes(body).decode(response.charset_encoding or "utf-8", "replace")
+    return Answer(response.status_code, response.headers, text)
