@@ -676,3 +676,13 @@ def test_an_encoder_that_makes_too_few_vectors_is_refused() -> None:
 
     with pytest.raises(ConfigurationError, match="made 1 vectors for 2 queries"):
         flow.send([[0.0, 1.0]])
+
+
+def test_a_time_limit_inside_milvus_counts_as_a_failure_of_reranking() -> None:
+    flow = start(VLLMRanker(URL, mode="server", on_error="skip"))
+    next(flow)
+
+    step = flow.throw(SearchError("search failed: context deadline exceeded"))
+
+    assert "ranker" not in step.arguments
+    assert [hit.reranked_by for hit in finish(flow, [FOUND])[0]] == [None, None, None]

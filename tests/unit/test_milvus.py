@@ -333,3 +333,23 @@ def test_a_rerank_failure_is_told_apart_however_long_the_message() -> None:
     error = explain_error(Exception("x" * 400 + " call service failed: refused"), "search")
 
     assert isinstance(error, RerankError)
+
+
+def test_a_bare_grpc_error_is_told_in_a_line() -> None:
+    class Code:
+        name = "DEADLINE_EXCEEDED"
+
+    class InactiveRpcError(Exception):
+        def code(self) -> Code:
+            return Code()
+
+        def details(self) -> str:
+            return "Deadline Exceeded"
+
+    error = explain_error(InactiveRpcError("page\n" * 50), "search of collection 'docs'")
+
+    assert type(error) is SearchError
+    assert str(error) == (
+        "search of collection 'docs' failed: DEADLINE_EXCEEDED: Deadline Exceeded "
+        "(raise timeout, or search fewer candidates)"
+    )

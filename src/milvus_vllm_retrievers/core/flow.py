@@ -15,7 +15,7 @@ from milvus_vllm_retrievers.core import requests
 from milvus_vllm_retrievers.core.collection import CollectionLayout
 from milvus_vllm_retrievers.core.deadline import Deadline
 from milvus_vllm_retrievers.core.hits import Hit, PrimaryKey, Ranking
-from milvus_vllm_retrievers.core.milvus import Server, is_not_loaded
+from milvus_vllm_retrievers.core.milvus import Server, is_deadline_of_server, is_not_loaded
 from milvus_vllm_retrievers.core.query import (
     MAX_LIMIT,
     Encoder,
@@ -26,7 +26,12 @@ from milvus_vllm_retrievers.core.query import (
     SearchOptions,
 )
 from milvus_vllm_retrievers.core.requests import Leg, SearchCall
-from milvus_vllm_retrievers.errors import ConfigurationError, RerankError, SearchError
+from milvus_vllm_retrievers.errors import (
+    ConfigurationError,
+    RerankError,
+    RerankTimeoutError,
+    SearchError,
+)
 from milvus_vllm_retrievers.ranker import Provider, VLLMRanker
 
 T = TypeVar("T")
@@ -284,7 +289,7 @@ def _scores_by_key(
         query.text, target.text_field, provider=_provider(target.server, "MilvusVLLMRerank")
     )
     call = requests.rows_call(target.layout, keys, options, function)
-    rows = (yield from _call(target, call, deadline))[0]
+    rows = (yield from _reranking(_call(target, call, deadline)))[0]
     hits = hits_.read_hits(rows, target.layout.primary_key, target.text_field)
     return {hit.pk: hit.retrieval_score or 0.0 for hit in hits}
 
@@ -372,6 +377,16 @@ class _Search:
         return [hits_.read_hits(rows, primary_key, text_field) for rows in answer]
 
 
+def _reranking(search: Flow[T]) -> Flow[T]:
+    """Run a search with a rerank Function; the server's own time limit is the reranking's."""
+    try:
+        return (yield from search)
+    except SearchError as error:
+        if is_deadline_of_server(error):
+            raise RerankTimeoutError(f"reranking inside Milvus took too long: {error}") from error
+        raise
+
+
 def _call(target: Target, call: SearchCall, deadline: Deadline) -> Flow[Any]:
     """Search, loading the collection first if it turns out to be released."""
     name = target.layout.name
@@ -392,7 +407,7 @@ def _reranked_by_milvus(
     search: _Search, ranker: VLLMRanker, queries: Sequence[Query]
 ) -> Flow[list[list[Hit]]]:
     try:
-        answer = yield from search.reranked(ranker, queries)
+        answer = yield from _reranking(search.reranked(ranker, queries))
     except RerankError as error:
         if ranker.on_error == "raise":
             raise

@@ -92,6 +92,7 @@ _HINTS = (
     ("cannot parse expression", "check the filter (expr)"),
     ("unexpected character", "check the filter (expr)"),
     ("filter parse", "check the filter (expr)"),
+    ("deadline_exceeded", "raise timeout, or search fewer candidates"),
     ("unimplemented", "this Milvus is too old for it; several vector fields need 2.4 or later"),
 )
 
@@ -112,12 +113,25 @@ def explain_error(error: Exception, what: str) -> MilvusVLLMError:
     Returns:
         A `RerankError` where the rerank service failed inside the search, else a `SearchError`.
     """
-    full = str(getattr(error, "message", "") or error)
+    full = _message(error)
     message, lowered = excerpt(full), full.lower()
     if any(sign in lowered for sign in _RERANK_FAILED):
         return _rerank_error(message, lowered)
     hint = next((advice for sign, advice in _HINTS if sign in lowered), None)
     return SearchError(f"{what} failed: {message}" + (f" ({hint})" if hint else ""))
+
+
+def _message(error: Exception) -> str:
+    """Return what was said: pymilvus passes some of grpc's errors on as they are, pages long."""
+    code, details = getattr(error, "code", None), getattr(error, "details", None)
+    if callable(code) and callable(details):
+        return f"{getattr(code(), 'name', code())}: {details()}"
+    return str(getattr(error, "message", "") or error)
+
+
+def is_deadline_of_server(error: Exception) -> bool:
+    """Tell whether Milvus gave up waiting inside the server, as it does for a rerank service."""
+    return "context deadline exceeded" in str(error).lower()
 
 
 def _rerank_error(message: str, lowered: str) -> RerankError:
