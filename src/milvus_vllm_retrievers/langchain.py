@@ -1,9 +1,11 @@
 """LangChain: a retriever over Milvus reranked by vLLM, and a document compressor for any documents.
 
+```python
 from milvus_vllm_retrievers.langchain import MilvusVLLMRetriever, VLLMRanker
 
 retriever = MilvusVLLMRetriever("docs", ranker=VLLMRanker("http://localhost:8000"))
 retriever.invoke("how do I rotate the keys?")
+```
 """
 
 from __future__ import annotations

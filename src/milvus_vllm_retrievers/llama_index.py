@@ -1,9 +1,11 @@
 """LlamaIndex: a retriever over Milvus reranked by vLLM, and a postprocessor for any nodes.
 
+```python
 from milvus_vllm_retrievers.llama_index import MilvusVLLMRetriever, VLLMRanker
 
 retriever = MilvusVLLMRetriever("docs", ranker=VLLMRanker("http://localhost:8000"))
 engine = RetrieverQueryEngine.from_args(retriever)
+```
 """
 
 from __future__ import annotations

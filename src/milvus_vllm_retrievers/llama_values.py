@@ -73,13 +73,16 @@ def to_encoders(
 
 
 def _dense_encoder(model: BaseEmbedding) -> Encoder:
+    def texts(query: Query) -> list[str]:
+        return list(query.embedding_texts) or [query.text]
+
     def encode(queries: Sequence[Query]) -> list[list[float]]:
-        return [model.get_agg_embedding_from_queries(list(q.embedding_texts)) for q in queries]
+        return [model.get_agg_embedding_from_queries(texts(query)) for query in queries]
 
     async def aencode(queries: Sequence[Query]) -> list[list[float]]:
         return list(
             await asyncio.gather(
-                *(model.aget_agg_embedding_from_queries(list(q.embedding_texts)) for q in queries)
+                *(model.aget_agg_embedding_from_queries(texts(query)) for query in queries)
             )
         )
 

@@ -22,18 +22,20 @@ def langchain_arguments(store: Any) -> dict[str, Any]:
         ConfigurationError: It is something else.
     """
     try:
-        fields = _as_list(store._vector_field)
+        # langchain-milvus 0.4.0 lists a BM25 field once more with every search.
+        fields = list(dict.fromkeys(store.vector_fields))
         embedded = zip(
             store._vector_fields_from_embedding, _as_list(store.embedding_func), strict=False
         )
         return {
             "collection_name": store.collection_name,
             "client": store.client,
+            # For async calls: a client of pymilvus before 2.6.10 does not tell its server.
+            **_connection(store._connection_args),
             "text_field": store._text_field,
             "vector_field": fields,
             "embedding": dict(embedded),
-            "search_params": _by_field(fields, store.search_params),
-            "consistency_level": store.consistency_level,
+            "search_params": _given_search_params(store, fields),
             "partition_names": store.partition_names,
             "timeout": store.timeout,
         }
@@ -52,6 +54,7 @@ def llama_index_arguments(store: Any) -> dict[str, Any]:
     try:
         fields = [store.embedding_field] if store.enable_dense else []
         sparse = None
+        config = dict(store.search_config or {})
         if store.enable_sparse:
             fields.append(store.sparse_embedding_field)
             sparse = store.sparse_embedding_function
@@ -62,7 +65,7 @@ def llama_index_arguments(store: Any) -> dict[str, Any]:
             "vector_field": fields,
             # A function of Milvus's own, such as BM25, has nothing to encode with.
             "sparse_embedding": sparse if hasattr(sparse, "encode_queries") else None,
-            "consistency_level": store.consistency_level,
+            "search_params": {store.embedding_field: {"params": config}} if config else None,
         }
     except AttributeError as error:
         raise ConfigurationError(_not_a_store(store, "MilvusVectorStore", error)) from error
@@ -74,11 +77,22 @@ def _as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def _by_field(fields: list[str], params: Any) -> dict[str, Any] | None:
-    """Give each vector field its search parameters; the store has one, or a list of them."""
-    if params is None or isinstance(params, Mapping):
-        return None if params is None else dict.fromkeys(fields, params)
-    return dict(zip(fields, params, strict=False))
+def _connection(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Sort a pymilvus client's arguments into those of a retriever."""
+    own = {name: arguments[name] for name in ("uri", "token", "db_name") if arguments.get(name)}
+    others = {name: value for name, value in arguments.items() if name not in own}
+    return {**own, "connection_args": others}
+
+
+def _given_search_params(store: Any, fields: list[str]) -> dict[str, Any] | None:
+    """Return the search parameters that the user gave the store, by vector field.
+
+    The others it has made up for four results, such as ``{"ef": 10}``, with which Milvus refuses
+    to look for 50 candidates; without parameters Milvus takes what fits.
+    """
+    made_up = [params["params"] for params in store.default_search_params.values()]
+    by_field = zip(fields, _as_list(store.search_params), strict=False)
+    return {f: params for f, params in by_field if params.get("params") not in made_up} or None
 
 
 def _not_a_store(store: Any, wanted: str, error: AttributeError) -> str:

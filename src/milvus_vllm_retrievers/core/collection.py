@@ -38,6 +38,7 @@ _DENSE = {FieldType.FLOAT_VECTOR, FieldType.FLOAT16_VECTOR, FieldType.BFLOAT16_V
 _VECTORS = {*_DENSE, *(t for t in FieldType if t >= FieldType.BINARY_VECTOR)}
 _TEXT_FUNCTIONS = {1: "BM25", 2: "TEXT_EMBEDDING"}  # schema.proto, FunctionType
 
+_LONGEST_VARCHAR = 65_535
 # How the ecosystem's tools name the field that holds the text, most telling first.
 _TEXT_FIELD_NAMES = ("text", "page_content", "document", "content", "chunk", "passage", "body")
 
@@ -118,6 +119,7 @@ class CollectionLayout:
         vector_fields: Every vector field.
         scalars: Every other field, the primary key and the text included.
         text_inputs: Fields that feed a BM25 or TEXT_EMBEDDING function.
+        store_text_field: The text field, where langchain-milvus or LlamaIndex made the collection.
         dynamic: Whether rows may hold fields that the schema does not name.
     """
 
@@ -127,6 +129,7 @@ class CollectionLayout:
     vector_fields: tuple[VectorField, ...]
     scalars: tuple[ScalarField, ...]
     text_inputs: tuple[str, ...]
+    store_text_field: str | None
     dynamic: bool
 
     @classmethod
@@ -165,6 +168,7 @@ class CollectionLayout:
                 if f["type"] not in _VECTORS
             ),
             text_inputs=tuple(inputs),
+            store_text_field=_store_text_field(fields),
             dynamic=bool(description.get("enable_dynamic_field")),
         )
 
@@ -178,12 +182,23 @@ class CollectionLayout:
         """The names of the JSON fields; the one of dynamic fields is not among them."""
         return tuple(field.name for field in self.scalars if field.type == FieldType.JSON)
 
+    def metadata_field(self, text_field: str) -> str | None:
+        """Return the JSON field that holds the whole metadata of a row, if there is one.
+
+        It is there where the rows can hold nothing else (langchain-milvus's `metadata_field`).
+        """
+        known = {self.primary_key, text_field}
+        others = [field for field in self.scalars if field.name not in known]
+        if self.dynamic or [field.type for field in others] != [FieldType.JSON]:
+            return None
+        return others[0].name
+
     def text_field(self, name: str | None) -> str:
         """Return the field whose text is reranked: `name`, or the one the schema points to.
 
-        Without a name it is the input of the collection's BM25 or TEXT_EMBEDDING function, a
-        VARCHAR field with a usual name (``text``, ``page_content``, ``document``, ...), or the
-        only VARCHAR field there is.
+        Without a name it is the text field of the store that made the collection, the input of
+        its BM25 or TEXT_EMBEDDING function, a VARCHAR field with a usual name (``text``,
+        ``page_content``, ``document``, ...), or the only VARCHAR field there is.
 
         Raises:
             ConfigurationError: The field is missing or not VARCHAR, or none can be singled out.
@@ -192,6 +207,8 @@ class CollectionLayout:
             if name in self.text_fields:
                 return name
             raise ConfigurationError(self._not_a_text_field(name))
+        if self.store_text_field is not None:
+            return self.store_text_field
         inputs = [name for name in self.text_inputs if name in self.text_fields]
         named = [name for name in _TEXT_FIELD_NAMES if name in self.text_fields]
         choices = inputs or named[:1] or list(self.text_fields)
@@ -347,6 +364,27 @@ def _out_of_reach(vector: VectorField, encoders: Encoders, *, embedded: bool) ->
         return f"vector field {vector.name!r} is of a type no text embedding model makes"
     problem = f"dense field {vector.name!r} needs query vectors: pass an embedding model"
     return None if encoders.dense else problem
+
+
+def _store_text_field(fields: Sequence[Mapping[str, Any]]) -> str | None:
+    """Find the text field by the order in which the frameworks' stores make their fields.
+
+    Whatever its name, langchain-milvus puts it right before the primary key, and LlamaIndex right
+    after ``id`` and ``doc_id``. Both give it and their VARCHAR keys Milvus's greatest length.
+    """
+    names = [str(field["name"]) for field in fields]
+    key = next(i for i, field in enumerate(fields) if field.get("is_primary"))
+    of_store = _is_longest(fields[key]) or bool(fields[key].get("auto_id"))
+    if of_store and key > 0 and _is_longest(fields[key - 1]):
+        return names[key - 1]
+    if of_store and names[:2] == ["id", "doc_id"] and all(map(_is_longest, fields[1:3])):
+        return names[2] if len(names) > 2 else None  # noqa: PLR2004
+    return None
+
+
+def _is_longest(field: Mapping[str, Any]) -> bool:
+    length = int(field.get("params", {}).get("max_length", 0))
+    return bool(field["type"] == FieldType.VARCHAR and length == _LONGEST_VARCHAR)
 
 
 def _names(value: str | Sequence[str]) -> list[str]:

@@ -373,8 +373,11 @@ class _Search:
 
     def _hits(self, call: SearchCall) -> Flow[list[list[Hit]]]:
         answer = yield from _call(self.target, call, self.deadline)
-        primary_key, text_field = self.target.layout.primary_key, self.target.text_field
-        return [hits_.read_hits(rows, primary_key, text_field) for rows in answer]
+        layout, text_field = self.target.layout, self.target.text_field
+        metadata_field = layout.metadata_field(text_field)
+        return [
+            hits_.read_hits(rows, layout.primary_key, text_field, metadata_field) for rows in answer
+        ]
 
 
 def _reranking(search: Flow[T]) -> Flow[T]:

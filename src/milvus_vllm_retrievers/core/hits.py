@@ -49,18 +49,34 @@ class Hit:
         return {**_metadata(self), **known}
 
 
-def read_hits(rows: Iterable[Mapping[str, Any]], primary_key: str, text_field: str) -> list[Hit]:
-    """Read one query's rows as pymilvus returns them, scores taken as retrieval scores."""
-    return [_read_hit(row, primary_key, text_field) for row in rows]
+def read_hits(
+    rows: Iterable[Mapping[str, Any]],
+    primary_key: str,
+    text_field: str,
+    metadata_field: str | None = None,
+) -> list[Hit]:
+    """Read one query's rows as pymilvus returns them, scores taken as retrieval scores.
+
+    Args:
+        rows: The rows.
+        primary_key: The primary key field's name.
+        text_field: The text field's name.
+        metadata_field: A JSON field whose keys count as fields of the row.
+    """
+    return [_read_hit(row, primary_key, text_field, metadata_field) for row in rows]
 
 
-def _read_hit(row: Mapping[str, Any], primary_key: str, text_field: str) -> Hit:
+def _read_hit(
+    row: Mapping[str, Any], primary_key: str, text_field: str, metadata_field: str | None
+) -> Hit:
     # Servers before 2.4 answer with the key under "id", later ones under its field's name.
     pk = row[primary_key] if primary_key in row else row.get("id")
     if pk is None:
         raise SearchError(f"Milvus returned a row without its primary key {primary_key!r}")
     fields = {name: _plain(value) for name, value in dict(row["entity"]).items()}
     text = fields.pop(text_field, None)
+    if metadata_field is not None and isinstance(fields.get(metadata_field), dict):
+        fields.update(fields.pop(metadata_field))
     return Hit(
         pk=pk,
         text=text,

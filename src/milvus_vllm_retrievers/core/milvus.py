@@ -7,6 +7,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
+from uuid import uuid4
 
 from pydantic import SecretStr
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from pymilvus import AsyncMilvusClient, MilvusClient
 
 _FIRST_WITH_RERANK = (2, 6)
+_FIRST_WITH_SAFE_CLOSE = (2, 6, 10)
 _FIRST_LITE_WITH_RERANK = (3, 0)
 DEFAULT_URI = "http://localhost:19530"
 
@@ -291,13 +293,18 @@ class MilvusConnection:
         from pymilvus import AsyncMilvusClient  # noqa: PLC0415 - seconds of import time
 
         arguments = self._settings.arguments()
-        if self._borrowed is not None:
+        if self._borrowed is not None and hasattr(self._borrowed, "_config"):
             arguments = _arguments_of(self._borrowed)
+        elif self._borrowed is not None and self._settings == ConnectionSettings():
+            raise ConfigurationError(
+                "the blocking client that was passed does not tell its server: pass "
+                "async_client= (or uri=) too for async calls"
+            )
         return self._connect(AsyncMilvusClient, arguments)
 
     def _connect(self, make: Any, arguments: Mapping[str, Any]) -> Any:
         try:
-            return make(**arguments)
+            return make(**{**_connection_of_its_own(), **arguments})
         except Exception as error:  # noqa: BLE001 - pymilvus and grpc raise many kinds
             shown = self._settings.redacted(str(error))
             # An error that shows a secret is not passed on as the cause.
@@ -308,14 +315,21 @@ class MilvusConnection:
             ) from (error if shown == str(error) else None)
 
 
+def _connection_of_its_own() -> dict[str, str]:
+    """Return the argument that keeps a client from sharing its connection, where one is needed.
+
+    Before pymilvus 2.6.10 all clients of a server share one by default, and the first of them
+    that is closed takes it from the others, the user's own among them (measured).
+    """
+    from pymilvus import __version__  # noqa: PLC0415 - seconds of import time
+
+    version = tuple(int(number) for number in re.findall(r"\d+", __version__)[:3])
+    return {"alias": f"milvus-vllm-{uuid4()}"} if version < _FIRST_WITH_SAFE_CLOSE else {}
+
+
 def _arguments_of(client: MilvusClient) -> dict[str, Any]:
     """Read from a blocking client how to connect an async one to the same server."""
-    config = getattr(client, "_config", None)
-    if config is None:
-        raise ConfigurationError(
-            "the blocking client that was passed does not tell its server: pass async_client= "
-            "(or uri=) too for async calls"
-        )
+    config = client._config
     return {
         "uri": config.uri,
         "token": config.token,
