@@ -24,6 +24,16 @@ PAIRS = [
     nox.param("3.13", "pymilvus>=3,<4", id="newest"),
 ]
 
+# Packages that write collections, each with the pymilvus it works with. langchain-milvus 0.3
+# cannot open a store with 2.6.10 or later; 2.6.8 and 2.6.9 take a Milvus Lite path for a database.
+WRITERS = [
+    nox.param("langchain-milvus==0.3.*", "pymilvus>=2.6,<2.6.8", id="langchain-0.3"),
+    nox.param("langchain-milvus==0.4.*", "pymilvus>=3,<4", id="langchain-0.4"),
+    nox.param(
+        "llama-index-vector-stores-milvus==1.2.*", "pymilvus>=2.6.10,<3", id="llama-index-1.2"
+    ),
+]
+
 
 @nox.session
 @nox.parametrize(("python", "pymilvus"), PAIRS)
@@ -32,6 +42,14 @@ def compatibility(session: nox.Session, pymilvus: str) -> None:
     project = nox.project.load_toml()
     install(session, "-e", ".[all]", pymilvus, *nox.project.dependency_groups(project, "dev"))
     session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session
+@nox.parametrize(("writer", "pymilvus"), WRITERS)
+def existing(session: nox.Session, writer: str, pymilvus: str) -> None:
+    """Read collections that the real packages wrote, and take over their stores."""
+    install(session, "-e", ".[all]", writer, pymilvus, "pytest>=8.3", "pytest-asyncio>=0.26")
+    session.run("python", "-m", "pytest", "tests/existing", *session.posargs)
 
 
 def install(session: nox.Session, *requirements: str) -> None:

@@ -8,11 +8,15 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import stdlib_docs
 from langchain_openai import OpenAIEmbeddings
 from pymilvus import DataType, Function, FunctionType, MilvusClient
 from rich.progress import track
+
+if TYPE_CHECKING:
+    from llama_index.embeddings.openai_like import OpenAILikeEmbedding
 
 COLLECTION = "python_stdlib_docs"
 BATCH = 64
@@ -32,11 +36,29 @@ def vllm_endpoint() -> str:
 def embeddings() -> OpenAIEmbeddings:
     """Return the embedding model that vLLM serves, in LangChain's terms."""
     return OpenAIEmbeddings(
-        model=os.environ.get("VLLM_MODEL", "all-MiniLM-L6-v2"),
+        model=_embedding_model(),
         base_url=f"{vllm_endpoint()}/v1",
         api_key="unused",
         check_embedding_ctx_length=False,
     )
+
+
+def llama_index_embeddings() -> OpenAILikeEmbedding:
+    """Return the embedding model that vLLM serves, in LlamaIndex's terms."""
+    from llama_index.embeddings.openai_like import (  # noqa: PLC0415 - not every example needs it
+        OpenAILikeEmbedding,
+    )
+
+    return OpenAILikeEmbedding(
+        model_name=_embedding_model(),
+        api_base=f"{vllm_endpoint()}/v1",
+        api_key="unused",
+        embed_batch_size=BATCH,
+    )
+
+
+def _embedding_model() -> str:
+    return os.environ.get("VLLM_MODEL", "all-MiniLM-L6-v2")
 
 
 @dataclass(frozen=True)
@@ -48,18 +70,26 @@ class Docs:
     entries: int
 
 
+def stdlib_entries() -> list[stdlib_docs.Entry]:
+    """Read as many standard library docstrings as EXAMPLE_ENTRIES says, 840 by default."""
+    return stdlib_docs.load(int(os.environ.get("EXAMPLE_ENTRIES", "840")))
+
+
 @contextmanager
-def stdlib_collection() -> Iterator[Docs]:
+def stdlib_collection(entries: list[stdlib_docs.Entry] | None = None) -> Iterator[Docs]:
     """Fill a collection with standard library docstrings, and remove it in the end.
 
     It has the text, a BM25 field that Milvus fills itself, and a dense field. Milvus is the
     server at MILVUS_URI, or else Milvus Lite in a temporary folder.
+
+    Args:
+        entries: What to fill it with; None is `stdlib_entries`.
     """
     with tempfile.TemporaryDirectory() as folder:
         uri = os.environ.get("MILVUS_URI") or f"{folder}/examples.db"
         client = MilvusClient(uri=uri, token=os.environ.get("MILVUS_TOKEN", ""))
         try:
-            count = _fill(client, stdlib_docs.load(int(os.environ.get("EXAMPLE_ENTRIES", "900"))))
+            count = _fill(client, entries or stdlib_entries())
             yield Docs(COLLECTION, uri, count)
         finally:
             client.drop_collection(COLLECTION)

@@ -25,7 +25,7 @@ from milvus_vllm_retrievers.core.adapter import (
     TextReranker,
 )
 from milvus_vllm_retrievers.core.flow import TargetSettings
-from milvus_vllm_retrievers.core.hits import Hit, Ranking
+from milvus_vllm_retrievers.core.hits import Hit, Ranking, rescored
 from milvus_vllm_retrievers.core.milvus import DEFAULT_URI, MilvusConnection
 from milvus_vllm_retrievers.core.query import (
     Encoder,
@@ -355,7 +355,7 @@ def _document(hit: Hit) -> Document:
 
 
 def _ranked_copy(document: Document, ranking: Ranking) -> Document:
-    metadata = {**document.metadata, **ranking.scores()}
+    metadata = rescored(document.metadata, ranking.scores())
     return document.model_copy(update={"metadata": metadata})
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from functools import cache
+from typing import Any, cast
 
 from llama_index.core import Settings
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.schema import BaseNode, NodeWithScore, QueryType, TextNode
 from llama_index.core.vector_stores.utils import metadata_dict_to_node
 
-from milvus_vllm_retrievers.core.hits import Hit
+from milvus_vllm_retrievers.core.hits import SCORE_KEYS, Hit, rescored
 from milvus_vllm_retrievers.core.query import Encoder, Encoders, Query, sparse_encoder
 from milvus_vllm_retrievers.errors import ConfigurationError
 
@@ -44,14 +45,49 @@ def to_node(hit: Hit) -> NodeWithScore:
 
 
 def with_hidden(node: BaseNode, metadata: Mapping[str, Any]) -> BaseNode:
-    """Copy a node with further metadata that neither the LLM nor an embedding model sees."""
-    return node.model_copy(
+    """Copy a node with further metadata that neither the LLM nor an embedding model sees.
+
+    Scores in the metadata take no part in the copy's hash: by it LlamaIndex's fusion recognises
+    a node that several queries found.
+    """
+    copied = node.model_copy(
         update={
-            "metadata": {**node.metadata, **metadata},
+            "metadata": rescored(node.metadata, metadata),
             "excluded_llm_metadata_keys": _with(node.excluded_llm_metadata_keys, metadata),
             "excluded_embed_metadata_keys": _with(node.excluded_embed_metadata_keys, metadata),
         }
     )
+    return _with_hash_of_content(copied)
+
+
+class _HashOfContent:
+    """Leaves scores out of the hash of the node class that stands behind it."""
+
+    metadata: dict[str, Any]
+
+    @property
+    def hash(self) -> str:
+        bare = {k: v for k, v in self.metadata.items() if k not in SCORE_KEYS}
+        node = _plain_class(type(self)).model_construct(**{**self.__dict__, "metadata": bare})
+        return str(node.hash)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _with_hash_of_content, (_plain_class(type(self)).model_construct(**self.__dict__),)
+
+
+def _with_hash_of_content(node: BaseNode) -> BaseNode:
+    if isinstance(node, _HashOfContent):
+        return node
+    return cast(BaseNode, _hashing_class(type(node)).model_construct(**node.__dict__))
+
+
+@cache
+def _hashing_class(node_class: type[BaseNode]) -> Any:
+    return type(node_class.__name__, (_HashOfContent, node_class), {"__module__": __name__})
+
+
+def _plain_class(hashing_class: type[Any]) -> Any:
+    return hashing_class.__bases__[1]
 
 
 def _with(keys: Sequence[str], more: Iterable[str]) -> list[str]:
@@ -61,18 +97,30 @@ def _with(keys: Sequence[str], more: Iterable[str]) -> list[str]:
 def to_encoders(
     embed_model: BaseEmbedding | Mapping[str, BaseEmbedding] | None, sparse_embedding: Any
 ) -> Encoders:
-    """Wrap embedding models; without any, what was set as `Settings.embed_model` serves."""
+    """Wrap embedding models; without any, what was set as `Settings.embed_model` serves.
+
+    Raises:
+        ConfigurationError: Something is no embedding model of LlamaIndex.
+    """
     by_field = embed_model if isinstance(embed_model, Mapping) else {}
-    # What was set explicitly; asking Settings.embed_model would make an OpenAI model.
-    common = getattr(Settings, "_embed_model", None) if embed_model is None else embed_model
+    common = None if isinstance(embed_model, Mapping) else embed_model
+    if embed_model is None:
+        # What was set explicitly; asking Settings.embed_model would make an OpenAI model.
+        common = getattr(Settings, "_embed_model", None)
     return Encoders(
-        dense=_dense_encoder(common) if isinstance(common, BaseEmbedding) else None,
+        dense=None if common is None else _dense_encoder(common),
         sparse=None if sparse_embedding is None else sparse_encoder(sparse_embedding),
         by_field={name: _dense_encoder(model) for name, model in by_field.items()},
     )
 
 
-def _dense_encoder(model: BaseEmbedding) -> Encoder:
+def _dense_encoder(model: Any) -> Encoder:
+    if not isinstance(model, BaseEmbedding):
+        raise ConfigurationError(
+            f"embed_model must be an embedding model of LlamaIndex, not {type(model).__name__} "
+            "(a langchain Embeddings goes into LlamaIndex's LangchainEmbedding)"
+        )
+
     def texts(query: Query) -> list[str]:
         return list(query.embedding_texts) or [query.text]
 

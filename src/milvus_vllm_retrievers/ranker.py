@@ -14,6 +14,7 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeInt,
+    PlainSerializer,
     PositiveFloat,
     PositiveInt,
     SecretStr,
@@ -99,7 +100,8 @@ def _without_prefix(value: str) -> str:
 
 Endpoint = Annotated[str, AfterValidator(_normalise_endpoint)]
 ServerEndpoint = Annotated[str, AfterValidator(_without_prefix)]
-ApiKey = Annotated[SecretStr, AfterValidator(_usable_key)]
+# Written as its mask, so that what holds a ranker can be written as JSON.
+ApiKey = Annotated[SecretStr, AfterValidator(_usable_key), PlainSerializer(str)]
 JsonObject = Annotated[Mapping[str, Any], AfterValidator(_json_object)]
 
 

@@ -40,6 +40,8 @@ def test_the_quickstart_compares_both_modes_for_at_least_five_questions(
     assert len(served) >= 5
     assert set(served) == {("milvus", "client")}
     assert "no" not in re.findall(r"both ways:\s+(\w+)", printed)
+    through_llama_index = printed.partition("Through LlamaIndex:")[2]
+    assert re.findall(r"^  (yes|no) ", through_llama_index, re.MULTILINE) == ["yes"] * len(served)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -55,6 +57,32 @@ def test_the_agent_calls_the_retriever_as_a_tool(vllm: str, tmp_path: Path) -> N
 
     assert "Name: search_python_docs" in printed
     assert re.search(r"Name: search_python_docs\s+\w+[\w.]*: \w+", printed)
+
+
+def test_the_query_engines_print_the_prompt_and_its_sources_best_first(
+    vllm: str, tmp_path: Path
+) -> None:
+    printed = run(ROOT / "examples/query_engine.py", tmp_path, vllm)
+
+    assert printed.count("Query: How do I run a program and capture what it prints?") == 2
+    answers = printed.split("Sources, best first:")[1:]
+    assert len(answers) == 2
+    for answer in answers:
+        scores = re.findall(r"^(\S+) \(reranked by client\)", answer, re.MULTILINE)
+        assert 1 <= len(scores) <= 4
+        assert scores == sorted(scores, key=float, reverse=True)
+
+
+def test_of_two_hundred_tools_both_frameworks_offer_the_same_few_that_fit(
+    vllm: str, tmp_path: Path
+) -> None:
+    printed = run(ROOT / "examples/tool_retrieval.py", tmp_path, vllm)
+
+    assert printed.count("these tools would be sent") == 2
+    offered = re.findall(r"^- (\w+)$", printed, re.MULTILINE)
+    assert len(offered) == 10
+    assert offered[:5] == offered[5:]
+    assert "statistics_mean" in offered
 
 
 def test_the_readmes_snippets_run_as_printed_one_after_the_other(vllm: str, tmp_path: Path) -> None:

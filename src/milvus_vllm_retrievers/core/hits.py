@@ -10,6 +10,8 @@ from typing import Any, Literal
 from milvus_vllm_retrievers.errors import SearchError
 
 PrimaryKey = int | str
+# What a front end writes into an item's metadata: it belongs to one query, not to the item.
+SCORE_KEYS = frozenset({"relevance_score", "retrieval_score", "reranked_by", "rerank_error"})
 RerankedBy = Literal["milvus", "client"]
 
 
@@ -191,6 +193,12 @@ def ranked_by_milvus(
 def as_given(indices: Iterable[int], reason: str) -> list[Ranking]:
     """Leave items unranked, in the order they were given."""
     return [Ranking(index, rerank_error=reason) for index in indices]
+
+
+def rescored(metadata: Mapping[str, Any], scores: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an item's metadata with new scores; of old ones only the retrieval's stays."""
+    kept = {k: v for k, v in metadata.items() if k not in SCORE_KEYS or k == "retrieval_score"}
+    return {**kept, **scores}
 
 
 def _metadata(scored: Hit | Ranking) -> dict[str, Any]:

@@ -1,0 +1,547 @@
+"""LlamaIndex's MilvusVLLMRetriever over the stand-in for Milvus 2.6."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import pytest
+from llama_index.core import Settings
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugHandler
+from llama_index.core.instrumentation import get_dispatcher
+from llama_index.core.instrumentation.event_handlers import BaseEventHandler
+from llama_index.core.instrumentation.events.base import BaseEvent
+from llama_index.core.schema import (
+    BaseNode,
+    ImageNode,
+    IndexNode,
+    MetadataMode,
+    Node,
+    NodeRelationship,
+    NodeWithScore,
+    QueryBundle,
+    QueryType,
+    RelatedNodeInfo,
+    TextNode,
+)
+from llama_index.core.vector_stores.types import (
+    FilterCondition,
+    FilterOperator,
+    MetadataFilter,
+    MetadataFilters,
+)
+from llama_index.core.vector_stores.utils import node_to_metadata_dict
+from pydantic import Field, PrivateAttr
+from pymilvus import DataType, MilvusClient
+
+from milvus_vllm_retrievers import ConfigurationError
+from milvus_vllm_retrievers.llama_index import MilvusVLLMRetriever, VLLMRanker
+from tests.corpus import TEXTS, create_collection
+from tests.fakes import FakeVLLM, LetterEmbeddings
+
+NAME = "llama_retriever_docs"
+TWO_DENSE_FIELDS = "llama_retriever_two"
+STORE = "llama_retriever_store"
+LONGEST = sorted(range(len(TEXTS)), key=lambda i: -len(TEXTS[i]))
+VIOLIN = 8
+
+Retrieve = Callable[[MilvusVLLMRetriever, QueryType], Awaitable[list[NodeWithScore]]]
+
+
+class LetterModel(BaseEmbedding):
+    """LetterEmbeddings for LlamaIndex; it remembers what it was asked to embed."""
+
+    _embedded: list[str] = PrivateAttr(default_factory=list)
+
+    @property
+    def embedded(self) -> list[str]:
+        return self._embedded
+
+    def _get_query_embedding(self, query: str) -> list[float]:
+        self._embedded.append(query)
+        return LetterEmbeddings().embed_query(query)
+
+    async def _aget_query_embedding(self, query: str) -> list[float]:
+        return self._get_query_embedding(query)
+
+    def _get_text_embedding(self, text: str) -> list[float]:
+        return self._get_query_embedding(text)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _collections(milvus26: MilvusClient) -> None:
+    create_collection(milvus26, NAME)
+    create_collection(milvus26, TWO_DENSE_FIELDS, bm25=False, dense=2)
+
+
+@pytest.fixture(params=["sync", "async"])
+def retrieve(request: pytest.FixtureRequest) -> Retrieve:
+    """Call a retriever, blocking in one run of the test and async in the other."""
+
+    async def run(retriever: MilvusVLLMRetriever, query: QueryType) -> list[NodeWithScore]:
+        try:
+            if request.param == "sync":
+                return retriever.retrieve(query)
+            return await retriever.aretrieve(query)
+        finally:
+            await retriever.aclose()
+
+    return run
+
+
+@pytest.fixture(params=["server", "client"])
+def ranker(request: pytest.FixtureRequest, fake_vllm: FakeVLLM) -> VLLMRanker:
+    """Scores by the text's length, in Milvus and from here."""
+    return VLLMRanker(fake_vllm.url, mode=request.param)
+
+
+@pytest.fixture
+def retriever(ranker: VLLMRanker, milvus26_uri: str) -> MilvusVLLMRetriever:
+    """Over both legs of the stand-in's collection."""
+    return MilvusVLLMRetriever(
+        NAME, ranker, uri=milvus26_uri, embed_model=LetterModel(), similarity_top_k=3
+    )
+
+
+# --- nodes
+
+
+async def test_nodes_come_back_in_the_order_of_their_relevance(
+    retriever: MilvusVLLMRetriever, retrieve: Retrieve
+) -> None:
+    nodes = await retrieve(retriever, "what is the longest text?")
+
+    assert [n.text for n in nodes] == [TEXTS[i] for i in LONGEST[:3]]
+    assert [n.score for n in nodes] == [float(len(n.text)) for n in nodes]
+
+
+async def test_a_row_becomes_a_text_node_that_says_where_it_was_reranked(
+    retriever: MilvusVLLMRetriever, ranker: VLLMRanker, retrieve: Retrieve
+) -> None:
+    node = (await retrieve(retriever, "longest"))[0].node
+
+    origin = {"server": "milvus", "client": "client"}[ranker.mode]
+    assert isinstance(node, TextNode)
+    assert node.node_id == str(LONGEST[0])
+    assert node.metadata["pk"] == LONGEST[0]
+    assert node.metadata["number"] == LONGEST[0]
+    assert node.metadata["relevance_score"] == len(TEXTS[LONGEST[0]])
+    assert node.metadata["reranked_by"] == origin
+    assert ("retrieval_score" in node.metadata) == (origin == "client")
+    assert not {"dense", "sparse", "document"} & set(node.metadata)
+
+
+async def test_neither_the_language_model_nor_an_embedding_model_sees_the_scores(
+    retriever: MilvusVLLMRetriever, retrieve: Retrieve
+) -> None:
+    node = (await retrieve(retriever, "longest"))[0].node
+
+    for mode in (MetadataMode.LLM, MetadataMode.EMBED):
+        content = node.get_content(mode)
+        assert f"number: {LONGEST[0]}" in content
+        assert "score" not in content
+        assert "reranked_by" not in content
+
+
+async def test_a_failure_left_unranked_is_marked_out_of_the_models_sight(
+    milvus26_uri: str, retrieve: Retrieve
+) -> None:
+    ranker = VLLMRanker("http://127.0.0.1:1", mode="client", on_error="skip", max_retries=0)
+    retriever = MilvusVLLMRetriever(NAME, ranker, uri=milvus26_uri)
+
+    found = (await retrieve(retriever, "violin"))[0]
+
+    assert found.node_id == str(VIOLIN)
+    assert found.score == found.metadata["retrieval_score"]
+    assert "could not be reached" in found.metadata["rerank_error"]
+    assert "rerank_error" not in found.node.get_content(MetadataMode.LLM)
+
+
+async def test_similarity_top_k_nodes_are_chosen_from_fetch_k_candidates(
+    ranker: VLLMRanker, milvus26_uri: str, fake_vllm: FakeVLLM, retrieve: Retrieve
+) -> None:
+    retriever = MilvusVLLMRetriever(
+        NAME,
+        ranker,
+        uri=milvus26_uri,
+        embed_model=LetterModel(),
+        vector_field="dense",
+        similarity_top_k=2,
+        fetch_k=7,
+    )
+
+    nodes = await retrieve(retriever, "whales")
+
+    assert len(nodes) == 2
+    assert [len(r.body["documents"]) for r in fake_vllm.received] == [7]
+
+
+async def test_metadata_filters_and_an_expression_must_both_hold(
+    ranker: VLLMRanker, milvus26_uri: str, retrieve: Retrieve
+) -> None:
+    either = MetadataFilters(
+        filters=[
+            MetadataFilter(key="number", value=2, operator=FilterOperator.LT),
+            MetadataFilter(key="number", value=9, operator=FilterOperator.GTE),
+        ],
+        condition=FilterCondition.OR,
+    )
+    retriever = MilvusVLLMRetriever(
+        NAME,
+        ranker,
+        uri=milvus26_uri,
+        embed_model=LetterModel(),
+        filters=either,
+        expr="pk > 0 or pk < 0",
+        similarity_top_k=12,
+    )
+
+    nodes = await retrieve(retriever, "everything")
+
+    assert {n.metadata["number"] for n in nodes} == {1, 9, 10, 11}
+
+
+async def test_without_a_ranker_the_score_is_that_of_the_retrieval(
+    milvus26_uri: str, fake_vllm: FakeVLLM, retrieve: Retrieve
+) -> None:
+    retriever = MilvusVLLMRetriever(NAME, uri=milvus26_uri)
+
+    found = (await retrieve(retriever, "violin"))[0]
+
+    assert found.node_id == str(VIOLIN)
+    assert found.score == found.metadata["retrieval_score"] > 0
+    assert found.metadata["reranked_by"] is None
+    assert fake_vllm.received == []
+
+
+# --- query vectors
+
+
+async def test_a_querys_own_embedding_is_searched_with_and_no_model_is_called(
+    ranker: VLLMRanker, milvus26_uri: str, fake_vllm: FakeVLLM, retrieve: Retrieve
+) -> None:
+    model = LetterModel()
+    retriever = MilvusVLLMRetriever(
+        NAME,
+        ranker,
+        uri=milvus26_uri,
+        embed_model=model,
+        vector_field="dense",
+        similarity_top_k=1,
+        fetch_k=1,
+    )
+    near_the_violin = LetterEmbeddings().embed_query(TEXTS[VIOLIN])
+
+    nodes = await retrieve(retriever, QueryBundle("aeroplane", embedding=near_the_violin))
+
+    assert [n.node_id for n in nodes] == [str(VIOLIN)]
+    assert model.embedded == []
+    assert fake_vllm.received[-1].body["query"] == "aeroplane"
+
+
+async def test_a_querys_own_embedding_needs_no_model(
+    milvus26_uri: str, retrieve: Retrieve, no_common_model: None
+) -> None:
+    retriever = MilvusVLLMRetriever(NAME, uri=milvus26_uri, vector_field="dense")
+    near_the_violin = LetterEmbeddings().embed_query(TEXTS[VIOLIN])
+
+    nodes = await retrieve(retriever, QueryBundle("any", embedding=near_the_violin))
+
+    assert nodes[0].node_id == str(VIOLIN)
+
+
+async def test_custom_embedding_strings_are_embedded_and_the_query_is_reranked_against(
+    ranker: VLLMRanker, milvus26_uri: str, fake_vllm: FakeVLLM, retrieve: Retrieve
+) -> None:
+    model = LetterModel()
+    retriever = MilvusVLLMRetriever(
+        NAME,
+        ranker,
+        uri=milvus26_uri,
+        embed_model=model,
+        vector_field="dense",
+        similarity_top_k=1,
+        fetch_k=1,
+    )
+    query = QueryBundle("aeroplane", custom_embedding_strs=[TEXTS[VIOLIN], TEXTS[VIOLIN]])
+
+    nodes = await retrieve(retriever, query)
+
+    assert [n.node_id for n in nodes] == [str(VIOLIN)]
+    assert model.embedded == [TEXTS[VIOLIN], TEXTS[VIOLIN]]
+    assert fake_vllm.received[-1].body["query"] == "aeroplane"
+
+
+async def test_each_field_can_have_a_model_of_its_own(
+    milvus26_uri: str, ranker: VLLMRanker, retrieve: Retrieve
+) -> None:
+    models = {"dense": LetterModel(), "dense_2": LetterModel()}
+    retriever = MilvusVLLMRetriever(
+        TWO_DENSE_FIELDS, ranker, uri=milvus26_uri, embed_model=models, similarity_top_k=3
+    )
+
+    nodes = await retrieve(retriever, "whales")
+
+    assert [n.node_id for n in nodes] == [str(i) for i in LONGEST[:3]]
+    assert [model.embedded for model in models.values()] == [["whales"], ["whales"]]
+
+
+@pytest.fixture
+def no_common_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing has been set as `Settings.embed_model`; what is set is restored."""
+    monkeypatch.setattr(Settings, "_embed_model", None)
+
+
+async def test_the_common_model_of_the_settings_is_used_where_one_was_set(
+    milvus26_uri: str, retrieve: Retrieve, no_common_model: None
+) -> None:
+    Settings.embed_model = model = LetterModel()
+    retriever = MilvusVLLMRetriever(NAME, uri=milvus26_uri, vector_field="dense")
+
+    await retrieve(retriever, "whales")
+
+    assert model.embedded == ["whales"]
+
+
+async def test_a_model_of_ones_own_wins_over_the_common_one(
+    milvus26_uri: str, retrieve: Retrieve, no_common_model: None
+) -> None:
+    Settings.embed_model = common = LetterModel()
+    own = LetterModel()
+    retriever = MilvusVLLMRetriever(NAME, uri=milvus26_uri, embed_model=own)
+
+    await retrieve(retriever, "whales")
+
+    assert (own.embedded, common.embedded) == (["whales"], [])
+
+
+async def test_where_no_model_was_set_none_is_made_up(
+    milvus26_uri: str, retrieve: Retrieve, no_common_model: None
+) -> None:
+    retriever = MilvusVLLMRetriever(NAME, uri=milvus26_uri, vector_field="dense")
+
+    with pytest.raises(ConfigurationError, match="pass an embedding model"):
+        await retrieve(retriever, "whales")
+
+    assert Settings._embed_model is None
+
+
+# --- nodes that LlamaIndex has stored
+
+
+PARENT = TextNode(id_="parent", text="The whole chapter.")
+CHAPTER = {
+    NodeRelationship.SOURCE: RelatedNodeInfo(node_id="book"),
+    NodeRelationship.PARENT: RelatedNodeInfo(node_id="parent"),
+}
+STORED: list[BaseNode] = [
+    TextNode(
+        id_="first",
+        text="Whales sing.",
+        metadata={"page": 7, "draft": "secret"},
+        excluded_llm_metadata_keys=["draft"],
+        relationships={**CHAPTER, NodeRelationship.NEXT: RelatedNodeInfo(node_id="second")},
+        start_char_idx=100,
+    ),
+    TextNode(
+        id_="second",
+        text="Whales sing for hours.",
+        relationships={**CHAPTER, NodeRelationship.PREVIOUS: RelatedNodeInfo(node_id="first")},
+    ),
+    IndexNode(id_="leads on", text="Whales sing for hours: see the chapter.", index_id="chapter"),
+    ImageNode(id_="image", text="Whales on a picture", image_url="http://localhost/whales.png"),
+    Node(id_="other", text_resource={"text": "Whales"}),
+]
+
+
+@pytest.fixture(scope="module")
+def store(milvus26: MilvusClient) -> str:
+    """A collection as llama-index-vector-stores-milvus makes and fills it."""
+    milvus26.drop_collection(STORE)
+    schema = milvus26.create_schema(enable_dynamic_field=True)
+    schema.add_field("id", DataType.VARCHAR, max_length=65_535, is_primary=True)
+    schema.add_field("doc_id", DataType.VARCHAR, max_length=65_535)
+    schema.add_field("text", DataType.VARCHAR, max_length=65_535)
+    schema.add_field("embedding", DataType.FLOAT_VECTOR, dim=LetterEmbeddings.dim)
+    indexes = milvus26.prepare_index_params()
+    indexes.add_index("embedding", index_type="FLAT", metric_type="IP")
+    milvus26.create_collection(
+        STORE, schema=schema, index_params=indexes, consistency_level="Strong"
+    )
+    milvus26.insert(
+        STORE,
+        [
+            {
+                **node_to_metadata_dict(node, remove_text=True),
+                "id": node.node_id,
+                "text": node.get_content(),
+                "embedding": LetterEmbeddings().embed_query(node.get_content()),
+            }
+            for node in STORED
+        ],
+    )
+    return STORE
+
+
+@pytest.fixture
+def over_store(store: str, milvus26_uri: str, ranker: VLLMRanker) -> MilvusVLLMRetriever:
+    return MilvusVLLMRetriever(
+        store, ranker, uri=milvus26_uri, embed_model=LetterModel(), similarity_top_k=5
+    )
+
+
+async def test_nodes_that_llama_index_stored_come_back_as_they_were(
+    over_store: MilvusVLLMRetriever, retrieve: Retrieve
+) -> None:
+    found = {n.node_id: n.node for n in await retrieve(over_store, "whales")}
+
+    assert list(found) == ["leads on", "second", "image", "first", "other"]
+    for stored in STORED:
+        node = found[stored.node_id]
+        assert isinstance(node, type(stored))
+        assert node.get_content() == stored.get_content()
+        assert node.relationships == stored.relationships
+        assert node.metadata.items() >= stored.metadata.items()
+
+
+async def test_what_a_stored_node_hides_stays_hidden_and_its_own_metadata_is_all_there_is(
+    over_store: MilvusVLLMRetriever, retrieve: Retrieve
+) -> None:
+    found = next(n for n in await retrieve(over_store, "whales") if n.node_id == "first")
+
+    assert found.node.get_content(MetadataMode.LLM) == "page: 7\n\nWhales sing."
+    assert not {"id", "doc_id", "_node_content", "_node_type"} & set(found.metadata)
+
+
+async def test_an_index_node_leads_to_its_object(
+    store: str, milvus26_uri: str, ranker: VLLMRanker, retrieve: Retrieve
+) -> None:
+    retriever = MilvusVLLMRetriever(
+        store,
+        ranker,
+        uri=milvus26_uri,
+        embed_model=LetterModel(),
+        object_map={"chapter": PARENT},
+    )
+
+    nodes = await retrieve(retriever, "whales")
+
+    assert [n.node_id for n in nodes] == ["parent", "second"]
+
+
+# --- observability
+
+
+class Recorder(BaseEventHandler):
+    """Keeps the events it hears."""
+
+    heard: list[BaseEvent] = Field(default_factory=list)
+
+    def handle(self, event: BaseEvent, **_: Any) -> None:
+        self.heard.append(event)
+
+
+@pytest.fixture
+def events() -> Iterator[list[BaseEvent]]:
+    """What LlamaIndex's instrumentation tells while the test runs."""
+    recorder, root = Recorder(), get_dispatcher()
+    root.add_event_handler(recorder)
+    yield recorder.heard
+    root.event_handlers.remove(recorder)
+
+
+async def test_a_retrieval_is_told_once_to_event_handlers_and_callbacks(
+    ranker: VLLMRanker, milvus26_uri: str, events: list[BaseEvent], retrieve: Retrieve
+) -> None:
+    debug = LlamaDebugHandler(print_trace_on_end=False)
+    retriever = MilvusVLLMRetriever(
+        NAME, ranker, uri=milvus26_uri, callback_manager=CallbackManager([debug])
+    )
+
+    nodes = await retrieve(retriever, "violin")
+
+    assert [e.class_name() for e in events] == ["RetrievalStartEvent", "RetrievalEndEvent"]
+    assert events[1].nodes == nodes
+    ((start, end),) = debug.get_event_pairs(CBEventType.RETRIEVE)
+    assert start.payload == {"query_str": "violin"}
+    assert end.payload == {"nodes": nodes}
+
+
+async def test_explain_takes_a_text_or_a_bundle(retriever: MilvusVLLMRetriever) -> None:
+    async with retriever:
+        explanation = retriever.explain("whales")
+        assert await retriever.aexplain(QueryBundle("whales")) == explanation
+
+    assert [row.hit.pk for row in explanation.hits] == LONGEST[:3]
+    assert explanation.candidates == len(TEXTS)
+
+
+def test_a_with_block_closes_the_retriever_which_can_be_used_again(
+    retriever: MilvusVLLMRetriever,
+) -> None:
+    for _ in range(2):
+        with retriever as open_retriever:
+            assert len(open_retriever.retrieve("whales")) == 3
+
+
+def test_it_tells_llama_index_its_name() -> None:
+    assert MilvusVLLMRetriever.class_name() == "MilvusVLLMRetriever"
+
+
+def test_secrets_are_not_printed_with_the_retriever(fake_vllm: FakeVLLM) -> None:
+    retriever = MilvusVLLMRetriever(
+        NAME,
+        VLLMRanker(fake_vllm.url, api_key="hidden"),
+        uri="http://root:hidden@127.0.0.1:1",
+        token="hidden",
+        connection_args={"password": "hidden"},
+    )
+
+    assert "hidden" not in repr(retriever)
+    assert "hidden" not in repr(vars(retriever))
+
+
+# --- arguments
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"reranker": None}, "unknown argument 'reranker' (did you mean 'ranker'?)"),
+        ({"top_k": 3}, "unknown argument 'top_k'"),
+        ({"similarity_topk": 3}, "did you mean 'similarity_top_k'"),
+        ({"embedding": LetterModel()}, "unknown argument 'embedding'"),
+        ({"similarity_top_k": 0}, "must be between 1"),
+        ({"similarity_top_k": 9, "fetch_k": 5}, "fetch_k (5) is smaller than"),
+        ({"expr": "a == 'b"}, "expr is not complete"),
+        ({"timeout": 0}, "timeout must be a positive number"),
+        ({"ranker": "http://localhost:8000"}, "ranker must be a VLLMRanker"),
+        ({"sparse_embedding": 5}, "sparse encoder must be a callable"),
+    ],
+)
+def test_a_bad_argument_is_refused_before_anything_is_sent(
+    arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        MilvusVLLMRetriever(NAME, **arguments)
+
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "embed_model",
+    ["text-embedding-3", LetterEmbeddings(), {"dense": LetterEmbeddings()}],
+    ids=["a name", "LangChain's", "LangChain's, by field"],
+)
+def test_what_is_no_embedding_model_of_llama_index_is_refused(embed_model: Any) -> None:
+    with pytest.raises(ConfigurationError, match="embed_model"):
+        MilvusVLLMRetriever(NAME, embed_model=embed_model)
+
+
+@pytest.mark.parametrize("query", ["", QueryBundle("  \n")])
+async def test_an_empty_query_is_refused(
+    retriever: MilvusVLLMRetriever, retrieve: Retrieve, query: QueryType
+) -> None:
+    with pytest.raises(ConfigurationError, match="non-empty text"):
+        await retrieve(retriever, query)
