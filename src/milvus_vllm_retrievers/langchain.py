@@ -11,7 +11,7 @@ retriever.invoke("how do I rotate the keys?")
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import ConfigDict, Field, PositiveInt, PrivateAttr, SecretStr, model_validator
@@ -43,13 +43,17 @@ from milvus_vllm_retrievers.stores import langchain_arguments
 
 try:
     from langchain_core.callbacks import (
+        AsyncCallbackManager,
         AsyncCallbackManagerForRetrieverRun,
+        CallbackManager,
         CallbackManagerForRetrieverRun,
         Callbacks,
     )
     from langchain_core.documents import BaseDocumentCompressor, Document
     from langchain_core.embeddings import Embeddings
     from langchain_core.retrievers import BaseRetriever
+    from langchain_core.runnables import RunnableConfig
+    from langchain_core.runnables.config import get_config_list
 except ImportError as error:
     raise MissingDependencyError(
         "milvus_vllm_retrievers.langchain needs langchain-core: "
@@ -212,6 +216,94 @@ class MilvusVLLMRetriever(Closing, BaseRetriever):
     ) -> list[Document]:
         options = self._options(k=k, fetch_k=fetch_k, expr=expr, expr_params=expr_params)
         return [_document(hit) for hit in await self._adapter.aretrieve(Query(query), options)]
+
+    def batch(
+        self,
+        inputs: list[str],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[list[Document]]:
+        """Retrieve for several queries, with as few requests as serve them best.
+
+        The queries go to Milvus together: in one search, or, where Milvus reranks them one after
+        another, in up to the ranker's `max_concurrency` searches at once. Rerank requests of this
+        process are as many in flight.
+
+        Args:
+            inputs: Query texts.
+            config: One config, or one for each query.
+            return_exceptions: Whether an exception takes the place of a query's documents.
+            **kwargs: `k`, `fetch_k`, `expr`, `expr_params`, as for `invoke`.
+        """
+        runs = [
+            CallbackManager.configure(**arguments).on_retriever_start(None, query, **start)
+            for query, arguments, start in self._runs(inputs, config)
+        ]
+        try:
+            queries = [Query(query) for query in inputs]
+            found = self._adapter.retrieve_many(queries, self._options(**kwargs))
+        except Exception as error:
+            for run in runs:
+                run.on_retriever_error(error)
+            if not return_exceptions:
+                raise
+            # Which of the queries failed is found out by asking each alone.
+            return super().batch(inputs, config, return_exceptions=True, **kwargs)
+        answers = [[_document(hit) for hit in hits] for hits in found]
+        for run, documents in zip(runs, answers, strict=True):
+            run.on_retriever_end(documents)
+        return answers
+
+    async def abatch(
+        self,
+        inputs: list[str],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[list[Document]]:
+        """Retrieve for several queries; the async twin of `batch`."""
+        runs = [
+            await AsyncCallbackManager.configure(**arguments).on_retriever_start(
+                None, query, **start
+            )
+            for query, arguments, start in self._runs(inputs, config)
+        ]
+        try:
+            queries = [Query(query) for query in inputs]
+            found = await self._adapter.aretrieve_many(queries, self._options(**kwargs))
+        except Exception as error:
+            for run in runs:
+                await run.on_retriever_error(error)
+            if not return_exceptions:
+                raise
+            return await super().abatch(inputs, config, return_exceptions=True, **kwargs)
+        answers = [[_document(hit) for hit in hits] for hits in found]
+        for run, documents in zip(runs, answers, strict=True):
+            await run.on_retriever_end(documents)
+        return answers
+
+    def _runs(
+        self, inputs: list[str], config: RunnableConfig | list[RunnableConfig] | None
+    ) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+        """Yield each query with what starts its run in LangChain's callbacks, as `invoke` does."""
+        for query, one in zip(inputs, get_config_list(config, len(inputs)), strict=True):
+            callbacks = {
+                "inheritable_callbacks": one.get("callbacks"),
+                "local_callbacks": None,
+                "verbose": False,
+                "inheritable_tags": one.get("tags"),
+                "local_tags": self.tags,
+                "inheritable_metadata": {**(one.get("metadata") or {}), **self._get_ls_params()},
+                "local_metadata": self.metadata,
+            }
+            start = {
+                "name": one.get("run_name") or self.get_name(),
+                "run_id": one.get("run_id"),
+            }
+            yield query, callbacks, start
 
     def explain(self, query: str, **per_call: Any) -> Explanation:
         """Show what reranking does to a query: each result's place before and after.

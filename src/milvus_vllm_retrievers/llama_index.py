@@ -29,7 +29,7 @@ from milvus_vllm_retrievers.core.adapter import (
 from milvus_vllm_retrievers.core.flow import TargetSettings
 from milvus_vllm_retrievers.core.hits import Ranking
 from milvus_vllm_retrievers.core.milvus import DEFAULT_URI, ConnectionSettings, MilvusConnection
-from milvus_vllm_retrievers.core.query import Item, OnMissing, SearchOptions
+from milvus_vllm_retrievers.core.query import Item, OnMissing, SearchOptions, check_count
 from milvus_vllm_retrievers.errors import (
     ConfigurationError,
     MissingDependencyError,
@@ -160,6 +160,12 @@ class MilvusVLLMRetriever(Closing, BaseRetriever):
         **unknown: Any,
     ) -> None:
         refuse_unknown(type(self).__name__, unknown, signature(type(self)).parameters)
+        check_count("similarity_top_k", similarity_top_k)
+        if filters is not None and not isinstance(filters, MetadataFilters):
+            raise ConfigurationError(
+                f"filters must be MetadataFilters, not {type(filters).__name__}; a Milvus "
+                "expression goes into expr="
+            )
         self._options = SearchOptions(
             k=similarity_top_k,
             fetch_k=fetch_k,
@@ -363,7 +369,10 @@ class VLLMRerank(_Rerank):
 
     def _items(self, nodes: Sequence[NodeWithScore]) -> list[Item]:
         for given in nodes:
-            if isinstance(given.node, ImageNode) and not given.node.text:
+            is_image = isinstance(given.node, ImageNode) or getattr(
+                given.node, "image_resource", None
+            )
+            if is_image and not given.node.get_content():
                 raise ConfigurationError(
                     f"node {given.node.node_id!r} is an image without a text, which a text model "
                     "cannot rerank; give it a caption, or leave it out"

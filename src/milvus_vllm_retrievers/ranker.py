@@ -138,7 +138,8 @@ class VLLMRanker:
         truncate_prompt_tokens: Tokens kept of query plus document; -1 (default) is the model's
             own limit, None leaves it out, so that a longer document fails the request.
         max_client_batch_size: Documents per rerank request. Default: one request a query.
-        max_concurrency: Rerank requests in flight at once from this process. Default 4.
+        max_concurrency: Requests in flight at once for one call: rerank requests of this
+            process, or searches that Milvus reranks. Default 4.
         timeout: Seconds one rerank request may take, default 10; None waits without limit.
             Sent to Milvus as ``timeout_ms``, which newer servers honour.
         max_retries: Further tries of a request that failed in a way a retry can mend

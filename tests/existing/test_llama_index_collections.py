@@ -50,7 +50,7 @@ def assert_same_nodes(nodes: list[NodeWithScore], store: MilvusVectorStore) -> N
     assert [n.text for n in nodes] == LONGEST_FIRST
     for found in nodes:
         original = expected[found.node_id]
-        assert type(found.node) is type(original)
+        assert isinstance(found.node, type(original))
         assert without_scores(found.metadata) == original.metadata
         assert content(found.node) == content(original)
         assert found.score == found.metadata["relevance_score"] == len(found.text)

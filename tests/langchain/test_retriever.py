@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from typing import Any
+
 import pytest
+from langchain_core.callbacks import BaseCallbackHandler
 from pymilvus import AsyncMilvusClient, DataType, MilvusClient
 
 from milvus_vllm_retrievers import ConfigurationError, SearchError
@@ -164,18 +168,108 @@ async def test_a_null_text_is_reranked_as_an_empty_one(
         assert [d.page_content for d in documents] == ["some text", ""]
 
 
-def test_a_batch_asks_every_query(retriever: MilvusVLLMRetriever) -> None:
-    with retriever:
-        answers = retriever.batch(["whales", "violin", "bread"])
-
-    assert [len(documents) for documents in answers] == [3, 3, 3]
+Batch = Callable[..., Awaitable[list[Any]]]
 
 
-async def test_an_async_batch_asks_every_query(retriever: MilvusVLLMRetriever) -> None:
-    async with retriever:
-        answers = await retriever.abatch(["whales", "violin", "bread"])
+@pytest.fixture(params=["sync", "async"])
+def batch(request: pytest.FixtureRequest) -> Batch:
+    async def run(retriever: MilvusVLLMRetriever, *arguments: Any, **more: Any) -> list[Any]:
+        async with retriever:
+            if request.param == "sync":
+                return retriever.batch(*arguments, **more)
+            return await retriever.abatch(*arguments, **more)
 
-    assert [len(documents) for documents in answers] == [3, 3, 3]
+    return run
+
+
+QUERIES = ["whales in the ocean", "a violin", "bread", "glaciers", "bees"]
+
+
+async def test_a_batch_gives_each_query_what_it_gets_alone(
+    retriever: MilvusVLLMRetriever, fake_vllm: FakeVLLM, batch: Batch
+) -> None:
+    fake_vllm.score = lambda query, document: float(len(query) * len(document) % 13)
+
+    together = await batch(retriever, QUERIES, k=2)
+
+    alone = [retriever.invoke(query, k=2) for query in QUERIES]
+    assert together == alone
+    retriever.close()
+
+
+@pytest.mark.parametrize(
+    ("mode", "max_concurrency", "searches"), [("server", 1, 1), ("server", 2, 2), ("client", 1, 1)]
+)
+async def test_the_queries_of_a_batch_share_requests(
+    milvus26_uri: str,
+    fake_vllm: FakeVLLM,
+    batch: Batch,
+    monkeypatch: pytest.MonkeyPatch,
+    mode: Any,
+    max_concurrency: int,
+    searches: int,
+) -> None:
+    sizes = []
+    for client in (MilvusClient, AsyncMilvusClient):
+        search = client.search
+
+        def counted(self: Any, *args: Any, search: Any = search, **kwargs: Any) -> Any:
+            sizes.append(len(kwargs["data"]))
+            return search(self, *args, **kwargs)
+
+        monkeypatch.setattr(client, "search", counted)
+    retriever = MilvusVLLMRetriever(
+        collection_name=NAME,
+        uri=milvus26_uri,
+        vector_field="sparse",
+        ranker=VLLMRanker(fake_vllm.url, mode=mode, max_concurrency=max_concurrency),
+        k=4,
+        fetch_k=4,
+    )
+
+    answers = await batch(retriever, QUERIES[:4])
+
+    assert len(answers) == 4
+    assert sizes == [4 // searches] * searches
+    assert len(fake_vllm.received) == 4
+
+
+async def test_a_batch_tells_each_querys_callbacks_of_its_own_documents(
+    retriever: MilvusVLLMRetriever, batch: Batch
+) -> None:
+    heard: dict[str, list[str]] = {}
+    runs: dict[Any, str] = {}
+
+    class Listener(BaseCallbackHandler):
+        def on_retriever_start(self, _: Any, query: str, *, run_id: Any, **__: Any) -> None:
+            runs[run_id] = query
+
+        def on_retriever_end(self, documents: Any, *, run_id: Any, **_: Any) -> None:
+            heard[runs[run_id]] = [d.id for d in documents]
+
+    answers = await batch(retriever, QUERIES, {"callbacks": [Listener()]})
+
+    assert heard == {
+        query: [d.id for d in documents] for query, documents in zip(QUERIES, answers, strict=True)
+    }
+
+
+async def test_one_bad_query_of_a_batch_spoils_only_itself_where_exceptions_are_returned(
+    retriever: MilvusVLLMRetriever, batch: Batch
+) -> None:
+    answers = await batch(retriever, ["whales", " "], return_exceptions=True)
+
+    assert len(answers[0]) == 3
+    assert isinstance(answers[1], ConfigurationError)
+    with pytest.raises(ConfigurationError):
+        await batch(retriever, ["whales", " "])
+
+
+async def test_an_empty_batch_sends_nothing(
+    retriever: MilvusVLLMRetriever, fake_vllm: FakeVLLM, batch: Batch
+) -> None:
+    assert await batch(retriever, []) == []
+    assert fake_vllm.received == []
 
 
 async def test_borrowed_clients_are_used_and_left_open(

@@ -269,7 +269,8 @@ def test_without_a_ranker_hits_come_in_retrieval_order_and_unscored() -> None:
 )
 def test_milvus_reranks_with_a_function_bound_to_the_queries(version: str, provider: str) -> None:
     queries = [Query("first"), Query("second")]
-    flow = start(VLLMRanker(URL, mode="server"), *queries, on=target(version), k=2, fetch_k=20)
+    ranker = VLLMRanker(URL, mode="server", max_concurrency=1)
+    flow = start(ranker, *queries, on=target(version), k=2, fetch_k=20)
 
     search = next(flow)
     found = finish(flow, [FOUND[:2], rows((9, "nine", 0.1), (7, "seven", 0.4))])
@@ -686,3 +687,16 @@ def test_a_time_limit_inside_milvus_counts_as_a_failure_of_reranking() -> None:
 
     assert "ranker" not in step.arguments
     assert [hit.reranked_by for hit in finish(flow, [FOUND])[0]] == [None, None, None]
+
+
+def test_milvus_gets_several_queries_in_as_many_searches_as_may_be_in_flight() -> None:
+    queries = [Query(text) for text in ("a", "b", "c")]
+    flow = start(VLLMRanker(URL, mode="server", max_concurrency=2), *queries)
+
+    step = next(flow)
+    found = finish(flow, [[FOUND, FOUND[:1]], [FOUND[:2]]])
+
+    assert step.limit == 2
+    bound = [call.arguments["ranker"].params["queries"] for call in step.steps]
+    assert bound == [["a", "b"], ["c"]]
+    assert [len(hits) for hits in found] == [3, 1, 2]

@@ -83,6 +83,8 @@ class MilvusVLLMAdapter:
                 f"ranker must be a VLLMRanker, not {type(ranker).__name__}: "
                 "VLLMRanker('http://localhost:8000')"
             )
+        if not isinstance(settings.collection_name, str) or not settings.collection_name:
+            raise ConfigurationError("collection_name must be the name of a collection")
         self._connection = connection
         self._settings = settings
         self._ranker = ranker

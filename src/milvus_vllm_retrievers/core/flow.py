@@ -6,6 +6,7 @@ or has its error thrown in. It never touches a socket: `drivers` does the steps,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -66,9 +67,9 @@ class Rerank:
 
 @dataclass(frozen=True, slots=True)
 class Together:
-    """Do several rerank steps at once, at most `limit` in flight."""
+    """Do several steps at once, at most `limit` in flight."""
 
-    steps: Sequence[Rerank]
+    steps: Sequence[Rerank | CallMilvus]
     limit: int
 
 
@@ -289,7 +290,7 @@ def _scores_by_key(
         query.text, target.text_field, provider=_provider(target.server, "MilvusVLLMRerank")
     )
     call = requests.rows_call(target.layout, keys, options, function)
-    rows = (yield from _reranking(_call(target, call, deadline)))[0]
+    rows = (yield from _reranking(_call(target, [call], deadline)))[0]
     hits = hits_.read_hits(rows, target.layout.primary_key, target.text_field)
     return {hit.pk: hit.retrieval_score or 0.0 for hit in hits}
 
@@ -355,24 +356,34 @@ class _Search:
         return self.plain(requests.candidate_limit(self.legs, self.options))
 
     def reranked(self, ranker: VLLMRanker, queries: Sequence[Query]) -> Flow[list[list[Hit]]]:
+        # Milvus reranks the queries of one request one after another: several requests share them.
+        size = math.ceil(len(queries) / ranker.max_concurrency)
+        calls = [
+            self._reranked_call(ranker, queries, slice(start, start + size))
+            for start in range(0, len(queries), size)
+        ]
+        return self._hits(*calls, limit=ranker.max_concurrency)
+
+    def _reranked_call(
+        self, ranker: VLLMRanker, queries: Sequence[Query], part: slice
+    ) -> SearchCall:
         server = self.target.server
         function = ranker.to_function(
-            [query.text for query in queries],
+            [query.text for query in queries[part]],
             self.target.text_field,
             provider=_provider(server, "mode='server'"),
         )
-        call = requests.reranked_call(
+        return requests.reranked_call(
             self.target.layout.name,
-            self.legs,
+            [Leg(leg.field, leg.data[part]) for leg in self.legs],
             self.options,
             self.target.output_fields,
             function=function,
             search_reranks_exactly=not server.is_lite,
         )
-        return self._hits(call)
 
-    def _hits(self, call: SearchCall) -> Flow[list[list[Hit]]]:
-        answer = yield from _call(self.target, call, self.deadline)
+    def _hits(self, *calls: SearchCall, limit: int = 1) -> Flow[list[list[Hit]]]:
+        answer = yield from _call(self.target, calls, self.deadline, limit)
         layout, text_field = self.target.layout, self.target.text_field
         metadata_field = layout.metadata_field(text_field)
         return [
@@ -390,20 +401,35 @@ def _reranking(search: Flow[T]) -> Flow[T]:
         raise
 
 
-def _call(target: Target, call: SearchCall, deadline: Deadline) -> Flow[Any]:
-    """Search, loading the collection first if it turns out to be released."""
+def _call(
+    target: Target, calls: Sequence[SearchCall], deadline: Deadline, limit: int = 1
+) -> Flow[list[Any]]:
+    """Search, at most `limit` calls at once, and return the rows of every query.
+
+    A collection that turns out to be released is loaded first.
+    """
     name = target.layout.name
-    what = f"{call.method} of collection {name!r}"
-    step = CallMilvus(what, call.method, call.arguments, deadline)
+    steps = [
+        CallMilvus(f"{call.method} of collection {name!r}", call.method, call.arguments, deadline)
+        for call in calls
+    ]
     try:
-        return (yield step)
+        answers = yield from _all(steps, limit)
     except SearchError as error:
         if not is_not_loaded(error):
             raise
-    yield CallMilvus(
-        f"loading collection {name!r}", "load_collection", {"collection_name": name}, deadline
-    )
-    return (yield step)
+        yield CallMilvus(
+            f"loading collection {name!r}", "load_collection", {"collection_name": name}, deadline
+        )
+        answers = yield from _all(steps, limit)
+    return [rows for answer in answers for rows in answer]
+
+
+def _all(steps: Sequence[CallMilvus], limit: int) -> Flow[list[Any]]:
+    if len(steps) == 1:
+        return [(yield steps[0])]
+    answers: list[Any] = yield Together(steps, limit)
+    return answers
 
 
 def _reranked_by_milvus(

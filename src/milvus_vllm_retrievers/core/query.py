@@ -151,9 +151,9 @@ class SearchOptions:
     timeout: float | None = None
 
     def __post_init__(self) -> None:
-        _check_count("k", self.k)
+        check_count("k", self.k)
         if self.fetch_k is not None:
-            _check_count("fetch_k", self.fetch_k)
+            check_count("fetch_k", self.fetch_k)
             if self.fetch_k < self.k:
                 raise ConfigurationError(
                     f"fetch_k ({self.fetch_k}) is smaller than k ({self.k}): fewer candidates "
@@ -200,7 +200,8 @@ class SearchOptions:
         )
 
 
-def _check_count(name: str, value: int) -> None:
+def check_count(name: str, value: int) -> None:
+    """Refuse what is no number of hits that Milvus can return, by the argument's name."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise ConfigurationError(f"{name} must be a whole number, not {type(value).__name__}")
     if not 1 <= value <= MAX_LIMIT:
