@@ -58,6 +58,7 @@ def main(question: str) -> None:
         MilvusVLLMRetriever(
             collection_name=docs.collection,
             uri=docs.uri,
+            token=docs.token,
             embedding=embeddings(),
             ranker=VLLMRanker(vllm_endpoint()),
             k=3,

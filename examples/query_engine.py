@@ -54,6 +54,7 @@ def main(question: str) -> None:
         MilvusVLLMRetriever(
             docs.collection,
             uri=docs.uri,
+            token=docs.token,
             embed_model=llama_index_embeddings(),
             ranker=VLLMRanker(vllm_endpoint()),
             similarity_top_k=4,

@@ -59,6 +59,7 @@ def through_llama_index(docs: Docs, ids: dict[str, list[str | None]]) -> None:
     with llama_index.MilvusVLLMRetriever(
         docs.collection,
         uri=docs.uri,
+        token=docs.token,
         embed_model=llama_index_embeddings(),
         ranker=VLLMRanker(vllm_endpoint(), mode="client"),
         similarity_top_k=5,
@@ -80,6 +81,7 @@ def main() -> None:
             langchain.MilvusVLLMRetriever(
                 docs.collection,
                 uri=docs.uri,
+                token=docs.token,
                 embedding=embeddings(),
                 ranker=VLLMRanker(endpoint, server_endpoint=server_endpoint, mode=mode),
                 k=5,

@@ -63,10 +63,11 @@ def _embedding_model() -> str:
 
 @dataclass(frozen=True)
 class Docs:
-    """A filled collection: its name and Milvus's address."""
+    """A filled collection: its name, and how to reach Milvus."""
 
     collection: str
     uri: str
+    token: str
     entries: int
 
 
@@ -87,10 +88,11 @@ def stdlib_collection(entries: list[stdlib_docs.Entry] | None = None) -> Iterato
     """
     with tempfile.TemporaryDirectory() as folder:
         uri = os.environ.get("MILVUS_URI") or f"{folder}/examples.db"
-        client = MilvusClient(uri=uri, token=os.environ.get("MILVUS_TOKEN", ""))
+        token = os.environ.get("MILVUS_TOKEN", "")
+        client = MilvusClient(uri=uri, token=token)
         try:
             count = _fill(client, entries or stdlib_entries())
-            yield Docs(COLLECTION, uri, count)
+            yield Docs(COLLECTION, uri, token, count)
         finally:
             client.drop_collection(COLLECTION)
             client.close()

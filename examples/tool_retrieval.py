@@ -69,6 +69,7 @@ async def with_llama_index(request: str, docs: Docs, entries: Sequence[stdlib_do
     async with llama_index.MilvusVLLMRetriever(
         docs.collection,
         uri=docs.uri,
+        token=docs.token,
         embed_model=llama_index_embeddings(),
         ranker=VLLMRanker(vllm_endpoint()),
         similarity_top_k=OFFERED,
@@ -111,6 +112,7 @@ def with_langchain(request: str, docs: Docs, entries: Sequence[stdlib_docs.Entry
     with langchain.MilvusVLLMRetriever(
         docs.collection,
         uri=docs.uri,
+        token=docs.token,
         embedding=embeddings(),
         ranker=VLLMRanker(vllm_endpoint()),
         k=OFFERED,

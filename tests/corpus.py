@@ -91,4 +91,5 @@ def create_collection(
         }
         for i, text in enumerate(texts)
     ]
-    client.insert(name, rows)
+    if rows:
+        client.insert(name, rows)

@@ -116,17 +116,20 @@ class MilvusVLLMRetriever(Closing, BaseRetriever):
     """
 
     model_config = ConfigDict(
-        extra="forbid", arbitrary_types_allowed=True, hide_input_in_errors=True
+        extra="forbid",
+        arbitrary_types_allowed=True,
+        hide_input_in_errors=True,
+        validate_assignment=True,  # so that an attribute that is set takes effect
     )
 
     collection_name: str = Field(min_length=1)
     ranker: VLLMRanker | None = None
-    uri: str = Field(default=DEFAULT_URI, repr=False)
-    token: SecretStr = SecretStr("")
+    uri: str = Field(default=DEFAULT_URI, exclude=True, repr=False)
+    token: SecretStr = Field(default=SecretStr(""), exclude=True)
     db_name: str = ""
-    connection_args: Mapping[str, Any] = Field(default_factory=dict, repr=False)
-    client: Any = Field(default=None, repr=False)
-    async_client: Any = Field(default=None, repr=False)
+    connection_args: Mapping[str, Any] = Field(default_factory=dict, exclude=True, repr=False)
+    client: Any = Field(default=None, exclude=True, repr=False)
+    async_client: Any = Field(default=None, exclude=True, repr=False)
     embedding: Embeddings | Mapping[str, Any] | None = Field(default=None, repr=False)
     sparse_embedding: Any = Field(default=None, repr=False)
     vector_field: str | Sequence[str] | None = None
@@ -177,6 +180,11 @@ class MilvusVLLMRetriever(Closing, BaseRetriever):
             self.ranker,
         )
         return self
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:  # noqa: ARG002
+        """Make a retriever with some arguments changed, connections of its own included."""
+        arguments = {name: getattr(self, name) for name in type(self).model_fields}
+        return type(self)(**{**arguments, **(update or {})})
 
     def _options(self, **per_call: Any) -> SearchOptions:
         return SearchOptions(

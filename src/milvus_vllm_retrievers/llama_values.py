@@ -36,6 +36,7 @@ def to_node(hit: Hit) -> NodeWithScore:
     node: BaseNode
     if fields.get("_node_content"):
         node = metadata_dict_to_node(fields, text=hit.text or "")
+        node.metadata = {k: v for k, v in node.metadata.items() if k not in SCORE_KEYS}
     else:
         node = with_hidden(
             TextNode(id_=str(hit.pk), text=hit.text or "", metadata=fields), hit.key()

@@ -15,8 +15,13 @@ pytestmark = pytest.mark.real_vllm
 ROOT = Path(__file__).parents[2]
 
 
-def run(path: Path, cwd: Path, vllm: str) -> str:
-    environment = {**os.environ, "VLLM_ENDPOINT": vllm, "EXAMPLE_ENTRIES": "60", "COLUMNS": "120"}
+def run(path: Path, cwd: Path, vllm: str, entries: int = 60) -> str:
+    environment = {
+        **os.environ,
+        "VLLM_ENDPOINT": vllm,
+        "EXAMPLE_ENTRIES": str(entries),
+        "COLUMNS": "120",
+    }
     for variable in ("CHAT_ENDPOINT", "MILVUS_URI"):
         environment.pop(variable, None)
     done = subprocess.run(
@@ -62,7 +67,8 @@ def test_the_agent_calls_the_retriever_as_a_tool(vllm: str, tmp_path: Path) -> N
 def test_the_query_engines_print_the_prompt_and_its_sources_best_first(
     vllm: str, tmp_path: Path
 ) -> None:
-    printed = run(ROOT / "examples/query_engine.py", tmp_path, vllm)
+    # Enough that on every Python some entry holds one of the question's words.
+    printed = run(ROOT / "examples/query_engine.py", tmp_path, vllm, entries=200)
 
     assert printed.count("Query: How do I run a program and capture what it prints?") == 2
     answers = printed.split("Sources, best first:")[1:]

@@ -461,3 +461,59 @@ def test_secrets_are_in_no_repr(fake_vllm: FakeVLLM) -> None:
 
     assert "hidden" not in repr(retriever)
     assert "hidden" not in str(retriever)
+
+
+def test_an_attribute_that_is_set_takes_effect(
+    milvus26: MilvusClient, milvus26_uri: str, fake_vllm: FakeVLLM
+) -> None:
+    create_collection(milvus26, "another", texts=["from another collection"])
+    retriever = MilvusVLLMRetriever(
+        collection_name=NAME, uri=milvus26_uri, ranker=VLLMRanker(fake_vllm.url)
+    )
+    copied = retriever.model_copy(update={"collection_name": "another"})
+    with copied:
+        assert [d.page_content for d in copied.invoke("another")] == ["from another collection"]
+
+    retriever.collection_name = "another"
+
+    with retriever:
+        assert [d.page_content for d in retriever.invoke("another")] == ["from another collection"]
+
+
+async def test_scores_that_were_stored_with_a_row_are_not_this_querys(
+    milvus26: MilvusClient, milvus26_uri: str, fake_vllm: FakeVLLM, ask: Ask
+) -> None:
+    create_collection(milvus26, "stored_scores", texts=[], dense=0)
+    row = {"pk": 1, "document": "a whale", "rerank_error": "old", "retrieval_score": 0.99}
+    milvus26.insert("stored_scores", [row])
+    retriever = MilvusVLLMRetriever(
+        collection_name="stored_scores", uri=milvus26_uri, ranker=VLLMRanker(fake_vllm.url)
+    )
+
+    (document,) = await ask(retriever, "whale")
+
+    assert document.metadata == {"pk": 1, "relevance_score": 7.0, "reranked_by": "milvus"}
+
+
+async def test_search_params_for_a_field_that_is_not_there_are_refused(
+    milvus26_uri: str, ask: Ask
+) -> None:
+    retriever = MilvusVLLMRetriever(
+        collection_name=NAME, uri=milvus26_uri, search_params={"spars": {"params": {}}}
+    )
+
+    with pytest.raises(ConfigurationError, match="did you mean 'sparse'"):
+        await ask(retriever, "whale")
+
+
+async def test_a_field_that_no_query_reaches_is_named_once(
+    milvus26_uri: str, ask: Ask, caplog: pytest.LogCaptureFixture
+) -> None:
+    retriever = MilvusVLLMRetriever(collection_name=NAME, uri=milvus26_uri)
+
+    await ask(retriever, "whale")
+    await ask(retriever, "whale")
+
+    messages = [r.message for r in caplog.records if r.name == "milvus_vllm_retrievers"]
+    assert len(messages) == 1
+    assert "dense field 'dense' needs query vectors" in messages[0]

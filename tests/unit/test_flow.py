@@ -465,16 +465,38 @@ def test_a_failure_from_here_may_leave_the_retrieval_order_marked() -> None:
     assert {hit.rerank_error for hits in found for hit in hits} == {"vLLM is down"}
 
 
-@pytest.mark.parametrize("mode", ["server", "client"])
-@pytest.mark.parametrize("on_error", ["client", "skip"])
-def test_a_failed_search_is_raised_whatever_is_asked_of_failed_reranking(
-    mode: Any, on_error: Any
-) -> None:
-    flow = start(VLLMRanker(URL, mode=mode, on_error=on_error))
+@pytest.mark.parametrize("on_error", ["raise", "client", "skip"])
+def test_a_failed_search_is_raised_whatever_is_asked_of_failed_reranking(on_error: Any) -> None:
+    flow = start(VLLMRanker(URL, mode="client", on_error=on_error))
     next(flow)
 
     with pytest.raises(SearchError, match="disk full"):
         flow.throw(SearchError("disk full"))
+
+
+@pytest.mark.parametrize("on_error", ["client", "skip"])
+def test_a_failed_search_with_a_ranker_is_tried_without_it_since_servers_word_it_in_many_ways(
+    on_error: Any,
+) -> None:
+    flow = start(VLLMRanker(URL, mode="server", on_error=on_error))
+    next(flow)
+
+    again = flow.throw(SearchError("Expecting value: line 1 column 1"))
+
+    assert "ranker" not in again.arguments
+    with pytest.raises(SearchError, match="disk full"):
+        flow.throw(SearchError("disk full"))
+
+
+def test_an_alias_is_searched_by_its_own_name() -> None:
+    settings = TargetSettings(collection_name="docs_alias")
+    flow = find_target(settings, Deadline())
+    next(flow)
+    flow.send(description())
+
+    with pytest.raises(StopIteration) as end:
+        flow.send("2.6.4")
+    assert end.value.value.layout.name == "docs_alias"
 
 
 # Released collections

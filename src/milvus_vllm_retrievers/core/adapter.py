@@ -108,7 +108,7 @@ class MilvusVLLMAdapter:
         return (await self.aretrieve_many([query], options))[0]
 
     def retrieve_many(self, queries: Sequence[Query], options: SearchOptions) -> list[list[Hit]]:
-        """Retrieve the hits of several queries with one search request.
+        """Retrieve the hits of several queries, in one search or a few at once.
 
         Returns:
             The hits of each query, in the queries' order.
@@ -209,12 +209,13 @@ class MilvusVLLMAdapter:
     ) -> Flow[T]:
         """Run a flow on the target, which is found on first use and again after a failure."""
         deadline = Deadline.after(options.timeout)
-        if self._target is None:
-            self._target = yield from flow.find_target(self._settings, deadline)
-            self._report(self._target)
+        target = self._target
+        if target is None:
+            target = self._target = yield from flow.find_target(self._settings, deadline)
+            self._report(target)
         try:
-            return (yield from use(self._target, deadline))
-        except SearchError:
+            return (yield from use(target, deadline))
+        except (SearchError, ConfigurationError):
             # The collection may have been made anew since it was read: look again next time.
             self._target = None
             raise
@@ -226,6 +227,9 @@ class MilvusVLLMAdapter:
                 "reranks from this process, mode='server' trusts it to",
                 target.server.version,
             )
+        left_out = target.layout.out_of_reach(self._settings.encoders)
+        if self._settings.vector_field is None and left_out:
+            logger.warning("not every vector field is searched: %s", "; ".join(left_out))
 
 
 class Reranker(Closes, Protocol):

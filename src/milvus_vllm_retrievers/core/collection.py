@@ -207,7 +207,8 @@ class CollectionLayout:
             if name in self.text_fields:
                 return name
             raise ConfigurationError(self._not_a_text_field(name))
-        if self.store_text_field is not None:
+        usual_inputs = [name for name in _TEXT_FIELD_NAMES if name in self.text_inputs]
+        if self.store_text_field is not None and not usual_inputs:
             return self.store_text_field
         inputs = [name for name in self.text_inputs if name in self.text_fields]
         named = [name for name in _TEXT_FIELD_NAMES if name in self.text_fields]
@@ -307,6 +308,11 @@ class CollectionLayout:
             for vector in vectors
             if not problems[vector.name]
         )
+
+    def out_of_reach(self, encoders: Encoders) -> list[str]:
+        """Say of each vector field that no query text can reach why it cannot."""
+        problems = [_out_of_reach(v, encoders, embedded=False) for v in self.vector_fields]
+        return [problem for problem in problems if problem]
 
     def _vector(self, name: str) -> VectorField:
         known = {vector.name: vector for vector in self.vector_fields}

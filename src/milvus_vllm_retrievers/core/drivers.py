@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -100,7 +100,23 @@ class AsyncDriver:
                 assert self._vllm is not None
                 return await self._vllm.arerank(query, texts, deadline)
             case Together(steps, limit):
-                return await _at_once([self._do(step) for step in steps], limit)
+                return await self._at_once(steps, limit)
+
+    async def _at_once(self, steps: Sequence[Step], limit: int) -> list[Any]:
+        """Do steps, at most `limit` at once; the first error cancels the others."""
+        turn = asyncio.Semaphore(limit)
+
+        async def in_turn(step: Step) -> Any:
+            async with turn:
+                return await self._do(step)
+
+        tasks = [asyncio.ensure_future(in_turn(step)) for step in steps]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _timeout(step: CallMilvus) -> dict[str, float]:
@@ -110,20 +126,3 @@ def _timeout(step: CallMilvus) -> dict[str, float]:
     if left == 0:
         raise SearchError(f"{step.what} was not tried: the call's timeout is used up; raise it")
     return {"timeout": left}
-
-
-async def _at_once(coroutines: Sequence[Coroutine[Any, Any, T]], limit: int) -> list[T]:
-    """Await coroutines, at most `limit` at once; the first error cancels the others."""
-    turn = asyncio.Semaphore(limit)
-
-    async def in_turn(coroutine: Coroutine[Any, Any, T]) -> T:
-        async with turn:
-            return await coroutine
-
-    tasks = [asyncio.ensure_future(in_turn(coroutine)) for coroutine in coroutines]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

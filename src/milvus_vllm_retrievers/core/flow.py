@@ -128,7 +128,8 @@ def find_target(settings: TargetSettings, deadline: Deadline) -> Flow[Target]:
         {"collection_name": name},
         deadline,
     )
-    layout = CollectionLayout.from_description(description)
+    # An alias is described by the name of what it stands for now; requests must follow the alias.
+    layout = CollectionLayout.from_description({**description, "collection_name": name})
     text_field = layout.text_field(settings.text_field)
     version = yield CallMilvus("version of the Milvus server", "get_server_version", {}, deadline)
     return Target(
@@ -258,7 +259,7 @@ def rank_rows(
         raise ConfigurationError(f"at most {MAX_LIMIT:,} items can be reranked at once")
     try:
         scores = yield from _scores_by_key(target, ranker, query, asked, options, deadline)
-    except RerankError as error:
+    except (RerankError, SearchError) as error:
         if ranker.on_error == "raise":
             raise
         if ranker.on_error == "client":
@@ -303,6 +304,7 @@ def _prepared(
             "Milvus Lite takes no filter templates (expr_params): write the values into expr, "
             "such as 'tenant == \"a\"'"
         )
+    requests.check_search_params(options.search_params, target.layout)
     legs = yield from _legs(target, queries)
     return _Search(target, legs, options.narrowed(expr=target.expr), deadline)
 
@@ -437,7 +439,9 @@ def _reranked_by_milvus(
 ) -> Flow[list[list[Hit]]]:
     try:
         answer = yield from _reranking(search.reranked(ranker, queries))
-    except RerankError as error:
+    except (RerankError, SearchError) as error:
+        # Servers word a rerank service's failure in many ways. Where it was the search after all,
+        # the one that follows fails too, and says so.
         if ranker.on_error == "raise":
             raise
         if ranker.on_error == "client":

@@ -79,10 +79,12 @@ def _read_hit(
     text = fields.pop(text_field, None)
     if metadata_field is not None and isinstance(fields.get(metadata_field), dict):
         fields.update(fields.pop(metadata_field))
+    # Scores that were stored with an item, from an earlier retrieval, are not this one's.
+    stored = {name: value for name, value in fields.items() if name not in SCORE_KEYS}
     return Hit(
         pk=pk,
         text=text,
-        fields={primary_key: pk, **fields},
+        fields={**stored, primary_key: pk},
         retrieval_score=float(row["distance"]),
         pk_field=primary_key,
     )

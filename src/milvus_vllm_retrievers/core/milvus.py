@@ -229,6 +229,8 @@ class MilvusConnection:
         client: MilvusClient | None = None,
         async_client: AsyncMilvusClient | None = None,
     ) -> None:
+        import pymilvus  # noqa: F401, PLC0415 - takes seconds, which no event loop should wait
+
         self._settings = settings
         self._lock = threading.Lock()
         self._borrowed = client

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from milvus_vllm_retrievers.core.collection import CollectionLayout, FieldType, VectorField
 from milvus_vllm_retrievers.core.filters import literal
 from milvus_vllm_retrievers.core.query import MAX_LIMIT, SearchOptions
-from milvus_vllm_retrievers.errors import ConfigurationError, MissingDependencyError
+from milvus_vllm_retrievers.errors import ConfigurationError, MissingDependencyError, did_you_mean
 
 if TYPE_CHECKING:
     from pymilvus import AnnSearchRequest, Function
@@ -237,6 +237,21 @@ def _params(leg: Leg, options: SearchOptions) -> dict[str, Any]:
     if leg.field.name in params:
         return dict(params[leg.field.name])
     return {} if _is_by_field(params) else dict(params)
+
+
+def check_search_params(params: Mapping[str, Any] | None, layout: CollectionLayout) -> None:
+    """Refuse parameters for a vector field that is not there.
+
+    Raises:
+        ConfigurationError: Parameters are given by field, and one is no vector field.
+    """
+    known = [vector.name for vector in layout.vector_fields]
+    for name in params or ():
+        if _is_by_field(params or {}) and name not in known:
+            raise ConfigurationError(
+                f"search_params name {name!r}, which is no vector field of collection "
+                f"{layout.name!r}{did_you_mean(name, known)}"
+            )
 
 
 def _is_by_field(params: Mapping[str, Any]) -> bool:

@@ -376,5 +376,5 @@ def _check_body(body: bytearray, request: RerankRequest, limit: Deadline) -> Non
 
 
 def _answer(response: httpx.Response, body: bytearray) -> Answer:
-    text = bytes(body).decode(response.charset_encoding or "utf-8", "replace")
-    return Answer(response.status_code, response.headers, text)
+    # JSON is UTF-8; what an answer says of its charset may be anything.
+    return Answer(response.status_code, response.headers, body.decode("utf-8", "replace"))
