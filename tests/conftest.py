@@ -58,8 +58,12 @@ def lite_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def lite(lite_uri: str) -> Iterator[MilvusClient]:
-    """A client of Milvus Lite."""
-    client = MilvusClient(lite_uri)
+    """A client of Milvus Lite.
+
+    It lives long and must not ping: Milvus Lite's server ends the connection of a client that
+    pings as often as pymilvus does, and clients of one address share their connection.
+    """
+    client = MilvusClient(lite_uri, grpc_options={"grpc.keepalive_time_ms": 3_600_000})
     yield client
     client.close()
 

@@ -58,6 +58,8 @@ def _serve(arguments: argparse.Namespace) -> None:
         ThreadPoolExecutor(max_workers=10),
         options=[
             ("grpc.so_reuseport", 0),
+            # pymilvus pings every 10 s, more often than grpc's default lets a client; Milvus does.
+            ("grpc.http2.max_ping_strikes", 0),
             ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
             ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
         ],
