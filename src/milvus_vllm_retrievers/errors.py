@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
 
@@ -26,8 +26,22 @@ class MissingDependencyError(MilvusVLLMError, ImportError):
     """An optional package is not installed; the message names the extra that brings it."""
 
 
+SearchFailure = Literal["not_loaded", "disconnected", "closed", "timeout", "rerank_timeout"]
+
+
 class SearchError(MilvusVLLMError):
-    """Milvus did not answer a search; look at the server, the collection or the filter."""
+    """Milvus did not answer a search; look at the server, the collection or the filter.
+
+    Attributes:
+        reason: What kind of failure it was, where that is known: the collection is
+            ``"not_loaded"``, Milvus is ``"disconnected"``, the client was ``"closed"``, the call's
+            ``"timeout"`` is over, or Milvus gave up waiting within itself, as it does for a rerank
+            service (``"rerank_timeout"``).
+    """
+
+    def __init__(self, message: str, *, reason: SearchFailure | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class RerankError(MilvusVLLMError):

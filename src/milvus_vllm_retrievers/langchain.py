@@ -14,7 +14,15 @@ import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pydantic import ConfigDict, Field, PositiveInt, PrivateAttr, SecretStr, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    PrivateAttr,
+    SecretStr,
+    model_validator,
+)
 from typing_extensions import Self
 
 from milvus_vllm_retrievers.core.adapter import (
@@ -373,6 +381,8 @@ class VLLMRerank(_Rerank):
         endpoint: vLLM's base URL, such as ``http://localhost:8000``.
         model: The served model's name; None is the server's only one.
         top_n: Documents to return; None is all.
+        timeout: Seconds for one call with all its tries; None (default) leaves it to the
+            ranker's `timeout` of each try.
 
     Raises:
         ConfigurationError: Neither or both of `ranker` and `endpoint` are given, or an argument
@@ -383,10 +393,12 @@ class VLLMRerank(_Rerank):
     ranker: VLLMRanker | None = None
     endpoint: str | None = None
     model: str | None = None
+    timeout: PositiveFloat | None = None
 
     @model_validator(mode="after")
     def _build(self) -> Self:
-        self._adapter = TextReranker(ranker_from(self.ranker, self.endpoint, self.model))
+        ranker = ranker_from(self.ranker, self.endpoint, self.model)
+        self._adapter = TextReranker(ranker, self.timeout)
         return self
 
 

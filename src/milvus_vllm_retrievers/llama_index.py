@@ -16,7 +16,7 @@ from functools import partial
 from inspect import signature
 from typing import Any
 
-from pydantic import ConfigDict, Field, PositiveInt, PrivateAttr, SecretStr, model_validator
+from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, PrivateAttr, SecretStr, model_validator
 from typing_extensions import Self
 
 from milvus_vllm_retrievers.core.adapter import (
@@ -348,6 +348,8 @@ class VLLMRerank(_Rerank):
         metadata_mode: What is scored of a node. Default: the text alone, as Milvus does;
             ``MetadataMode.EMBED`` puts the metadata before it.
         keep_retrieval_score: Whether the score that a node came with is kept in its metadata.
+        timeout: Seconds for one call with all its tries; None (default) leaves it to the
+            ranker's `timeout` of each try.
 
     Raises:
         ConfigurationError: Neither or both of `ranker` and `endpoint` are given, an argument is
@@ -360,11 +362,12 @@ class VLLMRerank(_Rerank):
     endpoint: str | None = None
     model: str | None = None
     metadata_mode: MetadataMode = MetadataMode.NONE
+    timeout: PositiveFloat | None = None
 
     @model_validator(mode="after")
     def _build(self) -> Self:
         self._ranker = ranker_from(self.ranker, self.endpoint, self.model)
-        self._adapter = TextReranker(self._ranker)
+        self._adapter = TextReranker(self._ranker, self.timeout)
         return self
 
     def _items(self, nodes: Sequence[NodeWithScore]) -> list[Item]:

@@ -12,7 +12,7 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.schema import BaseNode, NodeWithScore, QueryType, TextNode
 from llama_index.core.vector_stores.utils import metadata_dict_to_node
 
-from milvus_vllm_retrievers.core.hits import SCORE_KEYS, Hit, rescored
+from milvus_vllm_retrievers.core.hits import NO_TEXT, SCORE_KEYS, Hit, rescored
 from milvus_vllm_retrievers.core.query import Encoder, Encoders, Query, sparse_encoder
 from milvus_vllm_retrievers.errors import ConfigurationError
 
@@ -41,7 +41,9 @@ def to_node(hit: Hit) -> NodeWithScore:
         node = with_hidden(
             TextNode(id_=str(hit.pk), text=hit.text or "", metadata=fields), hit.key()
         )
-    score = hit.retrieval_score if hit.relevance_score is None else hit.relevance_score
+    # A hit without a text has no score beside those of the model, which are on another scale.
+    ranked = hit.relevance_score is not None or hit.rerank_error == NO_TEXT
+    score = hit.relevance_score if ranked else hit.retrieval_score
     return NodeWithScore(node=with_hidden(node, hit.scores()), score=score)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import field
+from dataclasses import field, fields
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
@@ -13,6 +14,7 @@ from pydantic import (
     AfterValidator,
     ConfigDict,
     Field,
+    NonNegativeFloat,
     NonNegativeInt,
     PlainSerializer,
     PositiveFloat,
@@ -124,8 +126,9 @@ class VLLMRanker:
             have no path, since Milvus replaces the path by ``/rerank``.
         model: The served model's name, sent on the client path and by Milvus Lite. Default:
             the server's only model. Milvus >= 2.6 never sends a model.
-        api_key: Bearer token of the client path (and of Milvus Lite). Milvus >= 2.6 takes no
-            key from a request; name one with `credential`.
+        api_key: Bearer token of the client path. It is sent to `endpoint` only, never to Milvus:
+            name a key of milvus.yaml with `credential`. Milvus Lite has no such keys, so that
+            with an `api_key` it cannot rerank itself.
         credential: The name of an api key in milvus.yaml; never the key itself.
         mode: ``"server"`` has Milvus rerank inside the search, ``"client"`` reranks from this
             process over HTTP, ``"auto"`` (default) is server where the server knows provider
@@ -144,6 +147,9 @@ class VLLMRanker:
             Sent to Milvus as ``timeout_ms``, which newer servers honour.
         max_retries: Further tries of a request that failed in a way a retry can mend
             (connection, 429, 502, 503, 504; 500 once). Default 2. Milvus has its own retries.
+        cool_down: Seconds for which calls with a fallback (`on_error`) stop asking a rerank
+            service that has failed three times in a row, default 30; then one asks again. 0 has
+            every call ask. Without a fallback every call asks.
         extra_body: Further fields of vLLM's rerank request, such as ``use_activation``.
             Client path only.
 
@@ -167,6 +173,7 @@ class VLLMRanker:
     max_concurrency: PositiveInt = Field(default=4, kw_only=True)
     timeout: PositiveFloat | None = Field(default=10.0, kw_only=True, allow_inf_nan=False)
     max_retries: NonNegativeInt = Field(default=2, kw_only=True)
+    cool_down: NonNegativeFloat = Field(default=30.0, kw_only=True, allow_inf_nan=False)
     # A dict has no hash; two rankers that differ only here may share one.
     extra_body: JsonObject | None = field(default=None, kw_only=True, hash=False)
 
@@ -179,6 +186,21 @@ class VLLMRanker:
                 + ". Use mode='client' (or 'auto')"
             )
         return self
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.api_key is not None:
+            raise TypeError(
+                "a VLLMRanker with an api_key is not pickled, since the key would be in the "
+                "pickle: make it anew where it is needed"
+            )
+        arguments = {each.name: getattr(self, each.name) for each in fields(self)}
+        return partial(type(self), **arguments), ()
 
     @property
     def client_only_reasons(self) -> tuple[str, ...]:
@@ -260,13 +282,16 @@ class VLLMRanker:
             raise ConfigurationError(
                 "Milvus Lite cannot truncate: drop truncate_prompt_tokens or use mode='client'"
             )
-        if self.credential is not None:
-            raise ConfigurationError("Milvus Lite has no credentials: pass api_key instead")
+        if self.credential is not None or self.api_key is not None:
+            raise ConfigurationError(
+                "Milvus Lite has no credentials, and a Function would carry the api_key in clear: "
+                "use mode='client', or a vLLM without a key"
+            )
         return {
             "base_url": f"{self._milvus_endpoint}/v2",
             # Milvus Lite insists on both; vLLM takes an empty name for its only model.
             "model_name": self.model or "",
-            "api_key": self.api_key.get_secret_value() if self.api_key else "unused",
+            "api_key": "unused",
         }
 
 

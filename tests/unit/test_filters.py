@@ -65,6 +65,8 @@ def test_what_is_joined_of_sound_expressions_is_sound(expressions: list[str | No
         """a == 'say "hi' or b == "it's" """,
         "a == \"]})\" and b like '%['",
         "a == 'ends with a backslash\\\\'",
+        "a == 'a # b; c -- d /* e */ // f'",
+        "a > -1\nand b > 2",
     ],
 )
 def test_a_sound_expression_is_accepted(expr: str | None) -> None:
@@ -83,6 +85,15 @@ def test_a_sound_expression_is_accepted(expr: str | None) -> None:
         ("a == 'b", 'not complete, a "\'" is missing'),
         ('a == "b', "not complete, a '\"' is missing"),
         ("a == 'b\\'", 'not complete, a "\'" is missing'),
+        ("a == 'b\nc'", 'not complete, a "\'" is missing'),
+        ("a == 1 -- comment", "holds '--'"),
+        ("a == 1 /* comment */", "holds '/*'"),
+        ("a == 1 // comment", "holds '//'"),
+        ("a == 1 # comment", "holds '#'"),
+        ("a == 1; b == 2", "holds ';'"),
+        ("a == \\'b'", "holds '\\\\'"),
+        ("a == 1\x00", "holds '\\x00'"),
+        ("a\u00a0== 1", "holds '\\xa0'"),
     ],
 )
 def test_an_expression_that_does_not_close_within_itself_is_refused(

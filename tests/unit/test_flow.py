@@ -32,9 +32,10 @@ from milvus_vllm_retrievers.core.flow import (
     reranks_in_milvus,
     retrieve,
 )
-from milvus_vllm_retrievers.core.hits import Hit, Ranking, as_given
+from milvus_vllm_retrievers.core.hits import NO_TEXT, Hit, Ranking, as_given
 from milvus_vllm_retrievers.core.milvus import Server
 from milvus_vllm_retrievers.core.query import Encoder, Encoders, Item, Query, SearchOptions
+from milvus_vllm_retrievers.core.service import FAILURES_BEFORE_REST, RerankService
 from tests.unit.builders import (
     DENSE,
     FROM_TEXT,
@@ -48,7 +49,7 @@ from tests.unit.builders import (
 URL = "http://vllm"
 DEADLINE = Deadline(at=1e12)
 DOWN = RerankConnectionError("vLLM is down")
-RELEASED = SearchError("search failed: collection not loaded[collection=docs]")
+RELEASED = SearchError("search failed: collection not loaded[collection=docs]", reason="not_loaded")
 QUESTION = Query("a question")
 
 
@@ -85,7 +86,11 @@ def start(
     **options: Any,
 ) -> Flow[list[list[Hit]]]:
     return retrieve(
-        on or target(), ranker, queries or (QUESTION,), SearchOptions(**options), DEADLINE
+        on or target(),
+        ranker and RerankService.of(ranker),
+        queries or (QUESTION,),
+        SearchOptions(**options),
+        DEADLINE,
     )
 
 
@@ -201,7 +206,7 @@ def test_one_encoder_is_used_once_for_all_its_fields() -> None:
     queries = [Query("first"), Query("second")]
     flow = start(None, *queries, on=target(fields=["dense", "sparse", "dense_2"]))
 
-    assert next(flow) == Encode(ENCODER, tuple(queries))
+    assert next(flow) == Encode(ENCODER, tuple(queries), DEADLINE)
     search = flow.send([[0.0, 1.0], [1.0, 0.0]])
 
     assert [(r.anns_field, r.data) for r in search.arguments["reqs"]] == [
@@ -216,8 +221,8 @@ def test_each_encoder_of_its_own_field_is_used() -> None:
     encoders = Encoders(dense=ENCODER, by_field={"dense_2": other})
     flow = start(None, on=target(fields=["dense", "dense_2"], encoders=encoders))
 
-    assert next(flow) == Encode(ENCODER, (QUESTION,))
-    assert flow.send([[0.0, 1.0]]) == Encode(other, (QUESTION,))
+    assert next(flow) == Encode(ENCODER, (QUESTION,), DEADLINE)
+    assert flow.send([[0.0, 1.0]]) == Encode(other, (QUESTION,), DEADLINE)
 
 
 def test_queries_that_bring_their_vector_are_not_encoded() -> None:
@@ -236,7 +241,7 @@ def test_all_queries_are_encoded_where_only_some_bring_their_vector() -> None:
     queries = (Query("first", embedding=[0.0, 1.0]), Query("second"))
     flow = start(None, *queries, on=target(fields=["dense"]))
 
-    assert next(flow) == Encode(ENCODER, queries)
+    assert next(flow) == Encode(ENCODER, queries, DEADLINE)
 
 
 def test_the_targets_own_filter_narrows_every_search() -> None:
@@ -327,14 +332,36 @@ def test_this_client_reranks_the_fused_candidates_of_several_legs() -> None:
     assert search.arguments["limit"] == 60
 
 
-def test_a_row_without_text_is_scored_as_an_empty_one() -> None:
+def test_rows_without_a_text_are_not_sent_and_come_last_unscored() -> None:
     flow = start(VLLMRanker(URL, mode="client"))
     next(flow)
 
-    asked = flow.send([rows((1, None, 0.9))])
+    asked = flow.send([rows((3, None, 0.9), (2, " \n", 0.8), (1, "one", 0.7))])
 
-    assert asked.steps[0].texts == [""]
-    assert finish(flow, [[0.5]])[0][0].text is None
+    assert asked.steps[0].texts == ["one"]
+    found = finish(flow, [[-5.0]])[0]
+    assert [(hit.pk, hit.relevance_score) for hit in found] == [(1, -5.0), (2, None), (3, None)]
+    assert [hit.rerank_error for hit in found] == [None, NO_TEXT, NO_TEXT]
+
+
+def test_where_no_row_has_a_text_nothing_is_sent() -> None:
+    flow = start(VLLMRanker(URL, mode="client"))
+    next(flow)
+
+    with pytest.raises(StopIteration) as end:
+        flow.send([rows((2, None, 0.9), (1, "", 0.8))])
+
+    assert keys(end.value.value) == [[1, 2]]
+
+
+def test_rows_without_a_text_come_last_where_milvus_has_scored_them() -> None:
+    flow = start(VLLMRanker(URL))
+    next(flow)
+
+    found = finish(flow, [rows((1, "", 0.9), (2, "two", 0.5))])[0]
+
+    assert [(hit.pk, hit.relevance_score) for hit in found] == [(2, 0.5), (1, None)]
+    assert [hit.rerank_error for hit in found] == [None, NO_TEXT]
 
 
 def test_queries_are_reranked_together_each_with_its_own_candidates() -> None:
@@ -455,14 +482,111 @@ def test_a_failure_of_both_is_raised() -> None:
 def test_a_failure_from_here_may_leave_the_retrieval_order_marked() -> None:
     flow = start(VLLMRanker(URL, mode="client", on_error="skip"), Query("a"), Query("b"), k=2)
     next(flow)
-    flow.send([FOUND, FOUND[2:]])
+    asked = flow.send([FOUND, FOUND[2:]])
 
-    with pytest.raises(StopIteration) as end:
-        flow.throw(DOWN)
-
-    found = end.value.value
+    assert asked.errors_apart
+    found = finish(flow, [DOWN, DOWN])
     assert keys(found) == [[1, 2], [3]]
     assert {hit.rerank_error for hits in found for hit in hits} == {"vLLM is down"}
+
+
+def test_only_the_query_whose_reranking_failed_from_here_is_degraded() -> None:
+    flow = start(VLLMRanker(URL, mode="client", on_error="skip"), Query("a"), Query("b"))
+    next(flow)
+    flow.send([FOUND, FOUND])
+
+    degraded, reranked = finish(flow, [DOWN, [0.1, 0.2, 0.3]])
+
+    assert [hit.rerank_error for hit in degraded] == ["vLLM is down"] * 3
+    assert [(hit.pk, hit.reranked_by) for hit in reranked] == [
+        (3, "client"),
+        (2, "client"),
+        (1, "client"),
+    ]
+
+
+def test_a_query_of_which_one_request_failed_is_not_scored_by_the_others() -> None:
+    ranker = VLLMRanker(URL, mode="client", on_error="skip", max_client_batch_size=2)
+    flow = start(ranker)
+    next(flow)
+    flow.send([FOUND])
+
+    (hits,) = finish(flow, [[0.9, 0.8], DOWN])
+
+    assert [(hit.pk, hit.relevance_score) for hit in hits] == [(1, None), (2, None), (3, None)]
+
+
+@pytest.mark.parametrize("on_error", ["client", "skip"])
+def test_only_the_queries_of_a_search_that_failed_in_milvus_fall_back(on_error: Any) -> None:
+    ranker = VLLMRanker(URL, on_error=on_error, max_concurrency=2)
+    flow = start(ranker, Query("a"), Query("b"), Query("c"))
+    together = next(flow)
+    assert [len(call.arguments["reqs"][0].data) for call in together.steps] == [2, 1]
+
+    step = flow.send([DOWN, [FOUND]])
+    assert step.arguments["data"] == ["a", "b"]
+    if on_error == "client":
+        step = flow.send([FOUND[:1], FOUND[1:2]])
+        assert [rerank.query for rerank in step.steps] == ["a", "b"]
+        found = finish(flow, [[0.5], [0.4]])
+    else:
+        found = finish(flow, [FOUND[:1], FOUND[1:2]])
+
+    assert keys(found) == [[1], [2], [1, 2, 3]]
+    fallen = "client" if on_error == "client" else None
+    assert [hits[0].reranked_by for hits in found] == [fallen, fallen, "milvus"]
+
+
+def test_a_service_that_keeps_failing_in_milvus_is_not_asked_for_a_while() -> None:
+    service = RerankService.of(VLLMRanker(URL, on_error="skip", cool_down=60))
+    for _ in range(FAILURES_BEFORE_REST):
+        flow = retrieve(target(), service, [QUESTION], SearchOptions(), DEADLINE)
+        assert "ranker" in next(flow).arguments
+        flow.throw(DOWN)
+        finish(flow, [FOUND])
+
+    flow = retrieve(target(), service, [QUESTION], SearchOptions(), DEADLINE)
+    assert "ranker" not in next(flow).arguments
+    (hits,) = finish(flow, [FOUND])
+
+    assert "not asked" in str(hits[0].rerank_error)
+    assert "vLLM is down" in str(hits[0].rerank_error)
+
+
+def test_a_failed_search_is_not_held_against_the_rerank_service() -> None:
+    service = RerankService.of(VLLMRanker(URL, on_error="client", cool_down=60))
+    for _ in range(FAILURES_BEFORE_REST):
+        flow = retrieve(target(), service, [QUESTION], SearchOptions(), DEADLINE)
+        next(flow)
+        flow.throw(SearchError("Milvus is down"))
+        with pytest.raises(SearchError):
+            flow.throw(SearchError("Milvus is down"))
+
+    assert service.in_milvus.rest() is None
+
+
+def test_a_service_that_keeps_failing_from_here_is_not_asked_for_a_while() -> None:
+    service = RerankService.of(VLLMRanker(URL, on_error="skip", cool_down=60))
+    for _ in range(FAILURES_BEFORE_REST):
+        flow = rank_texts(service, QUESTION, ["a", "b"], DEADLINE)
+        next(flow)
+        finish(flow, [DOWN])
+
+    with pytest.raises(StopIteration) as end:
+        next(rank_texts(service, QUESTION, ["a", "b"], DEADLINE))
+
+    assert [ranking.index for ranking in end.value.value] == [0, 1]
+    assert "not asked" in end.value.value[0].rerank_error
+
+
+@pytest.mark.parametrize(("on_error", "share"), [("raise", 1.0), ("skip", 0.75), ("client", 0.5)])
+def test_a_search_with_a_ranker_leaves_time_for_the_fallback(on_error: Any, share: float) -> None:
+    deadline = Deadline.after(100)
+    service = RerankService.of(VLLMRanker(URL, on_error=on_error))
+
+    asked = next(retrieve(target(), service, [QUESTION], SearchOptions(), deadline))
+
+    assert asked.deadline.remaining() == pytest.approx(100 * share, abs=1)
 
 
 @pytest.mark.parametrize("on_error", ["raise", "client", "skip"])
@@ -565,7 +689,7 @@ def test_candidates_are_all_that_would_be_reranked_in_retrieval_order() -> None:
 
 
 def test_given_texts_are_ranked_best_first() -> None:
-    flow = rank_texts(VLLMRanker(URL), Query("q"), ["a", "b", "c"], DEADLINE)
+    flow = rank_texts(RerankService.of(VLLMRanker(URL)), Query("q"), ["a", "b", "c"], DEADLINE)
 
     assert next(flow) == Together([Rerank("q", ["a", "b", "c"], DEADLINE)], 4)
     assert finish(flow, [[0.25, 0.75, 0.5]]) == [
@@ -577,7 +701,9 @@ def test_given_texts_are_ranked_best_first() -> None:
 
 @pytest.mark.parametrize("on_error", ["raise", "client"])
 def test_given_texts_that_cannot_be_ranked_are_an_error(on_error: Any) -> None:
-    flow = rank_texts(VLLMRanker(URL, on_error=on_error), Query("q"), ["a"], DEADLINE)
+    flow = rank_texts(
+        RerankService.of(VLLMRanker(URL, on_error=on_error)), Query("q"), ["a"], DEADLINE
+    )
     next(flow)
 
     with pytest.raises(RerankConnectionError):
@@ -585,13 +711,22 @@ def test_given_texts_that_cannot_be_ranked_are_an_error(on_error: Any) -> None:
 
 
 def test_given_texts_may_keep_their_order_marked() -> None:
-    flow = rank_texts(VLLMRanker(URL, on_error="skip"), Query("q"), ["a", "b"], DEADLINE)
+    flow = rank_texts(
+        RerankService.of(VLLMRanker(URL, on_error="skip")), Query("q"), ["a", "b"], DEADLINE
+    )
     next(flow)
 
-    with pytest.raises(StopIteration) as end:
-        flow.throw(DOWN)
+    assert finish(flow, [DOWN]) == as_given([0, 1], "vLLM is down")
 
-    assert end.value.value == as_given([0, 1], "vLLM is down")
+
+def test_given_texts_that_are_empty_come_last_without_being_sent() -> None:
+    flow = rank_texts(RerankService.of(VLLMRanker(URL)), Query("q"), ["", "b", "\t"], DEADLINE)
+
+    assert next(flow).steps[0].texts == ["b"]
+    assert finish(flow, [[0.5]]) == [
+        Ranking(1, 0.5, "client"),
+        *as_given([0, 2], NO_TEXT),
+    ]
 
 
 # Rows by their keys
@@ -606,7 +741,9 @@ def rank(
     on: Target | None = None,
 ) -> Flow[list[Ranking]]:
     options = SearchOptions()
-    return rank_rows(on or target(), ranker, QUESTION, items, options, DEADLINE, on_missing)
+    return rank_rows(
+        on or target(), RerankService.of(ranker), QUESTION, items, options, DEADLINE, on_missing
+    )
 
 
 @pytest.mark.parametrize(

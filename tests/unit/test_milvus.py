@@ -23,7 +23,6 @@ from milvus_vllm_retrievers.core.milvus import (
     MilvusConnection,
     Server,
     explain_error,
-    is_not_loaded,
 )
 
 
@@ -74,6 +73,12 @@ def test_a_failed_rerank_service_is_told_from_a_failed_search(
 
     assert type(error) is kind
     assert str(error).startswith(f"reranking inside Milvus failed: {message}")
+
+
+RECONNECT_SOON = {
+    "grpc.initial_reconnect_backoff_ms": 100,
+    "grpc.max_reconnect_backoff_ms": 1000,
+}
 
 
 def test_an_unreachable_vllm_is_explained_as_seen_from_milvus() -> None:
@@ -136,15 +141,24 @@ def test_a_long_error_is_shown_in_part() -> None:
 
 
 @pytest.mark.parametrize(
-    ("message", "released"),
+    ("message", "reason"),
     [
-        ("collection not loaded[collection=docs]", True),
-        ("collection 'docs' is in state 'released'", True),
-        ("can't find collection[collection=docs]", False),
+        ("collection not loaded[collection=docs]", "not_loaded"),
+        ("collection 'docs' is in state 'released'", "not_loaded"),
+        ("can't find collection[collection=docs]", None),
+        ("should create connection first", "closed"),
+        ("Cannot invoke RPC on closed channel!", "closed"),
+        ("context deadline exceeded", "rerank_timeout"),
+        ("DEADLINE_EXCEEDED: Deadline Exceeded", "timeout"),
+        ("Fail connecting to server on localhost:19530, server unavailable", "disconnected"),
+        ("a document " * 500 + "collection not loaded[collection=docs]", "not_loaded"),
     ],
 )
-def test_a_released_collection_is_recognised(message: str, released: bool) -> None:
-    assert is_not_loaded(explain_error(Exception(message), "search")) is released
+def test_a_failure_is_recognised_by_what_milvus_says(message: str, reason: str | None) -> None:
+    error = explain_error(Exception(message), "search")
+
+    assert isinstance(error, SearchError)
+    assert error.reason == reason
 
 
 def test_settings_become_a_clients_arguments_and_empty_ones_are_left_out() -> None:
@@ -201,6 +215,7 @@ async def test_a_front_ends_arguments_describe_the_connection() -> None:
         "token": "root:pw",
         "db_name": "db",
         "secure": True,
+        "grpc_options": RECONNECT_SOON,
     }
     assert await connection.async_client() is borrowed
 
@@ -210,7 +225,11 @@ async def test_clients_are_made_once_and_anew_after_closing() -> None:
     connection = MilvusConnection(ConnectionSettings("http://milvus", "root:pw"))
     client, async_client = connection.client(), await connection.async_client()
 
-    assert client.arguments == {"uri": "http://milvus", "token": "root:pw"}
+    assert client.arguments == {
+        "uri": "http://milvus",
+        "token": "root:pw",
+        "grpc_options": RECONNECT_SOON,
+    }
     assert async_client.arguments == client.arguments
     assert connection.client() is client
     assert await connection.async_client() is async_client
@@ -261,6 +280,7 @@ async def test_a_borrowed_blocking_client_tells_where_the_async_one_connects() -
         "token": "root:pw",
         "db_name": "db",
         "secure": True,
+        "grpc_options": RECONNECT_SOON,
     }
     assert (client.closed, async_client.closed) == (0, 1)
 
@@ -279,7 +299,7 @@ def test_a_borrowed_async_client_alone_serves_async_calls_only() -> None:
 
     elsewhere = ConnectionSettings("http://milvus")
     client = MilvusConnection(elsewhere, async_client=StubAsyncClient()).client()
-    assert client.arguments == {"uri": "http://milvus"}
+    assert client.arguments == {"uri": "http://milvus", "grpc_options": RECONNECT_SOON}
 
 
 def test_a_failed_connection_names_the_server_without_the_password(

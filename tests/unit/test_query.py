@@ -161,3 +161,17 @@ def test_a_call_cannot_break_out_of_the_parentheses_around_its_filter() -> None:
 def test_a_number_must_be_one(option: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match=next(iter(option))):
         SearchOptions(**option)
+
+
+@pytest.mark.parametrize(
+    "names", [[], "tenant_a", [""], [".*"], ["a|b"], ["a b"], ["a\n"], ["ä"], [None], ["-a"]]
+)
+def test_partitions_that_could_stand_for_others_are_refused(names: Any) -> None:
+    with pytest.raises(ConfigurationError, match="partition"):
+        SearchOptions(partition_names=names)
+
+
+def test_partitions_are_given_by_their_names() -> None:
+    names = ["_default", "tenant_a", "2024-01", "a$b"]
+
+    assert SearchOptions(partition_names=names).partition_names == names

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import pickle
 from dataclasses import FrozenInstanceError, replace
 from typing import Any
 
@@ -219,16 +221,8 @@ def test_milvus_is_not_told_what_is_unset_or_what_it_never_sends(
     assert absent not in params
 
 
-@pytest.mark.parametrize(
-    ("arguments", "model_name", "api_key"),
-    [
-        ({}, "", "unused"),
-        ({"model": "bge", "api_key": "sk-secret"}, "bge", "sk-secret"),
-    ],
-)
-def test_milvus_lite_reaches_vllm_as_cohere(
-    arguments: dict[str, Any], model_name: str, api_key: str
-) -> None:
+@pytest.mark.parametrize(("arguments", "model_name"), [({}, ""), ({"model": "bge"}, "bge")])
+def test_milvus_lite_reaches_vllm_as_cohere(arguments: dict[str, Any], model_name: str) -> None:
     function = VLLMRanker(HOST, **arguments).to_function("q", "document", provider="cohere")
 
     assert function.params == {
@@ -237,8 +231,30 @@ def test_milvus_lite_reaches_vllm_as_cohere(
         "queries": ["q"],
         "base_url": f"{HOST}/v2",
         "model_name": model_name,
-        "api_key": api_key,
+        "api_key": "unused",
     }
+
+
+def test_an_api_key_never_goes_into_a_function() -> None:
+    ranker = VLLMRanker(HOST, api_key="sk-secret")
+
+    assert "sk-secret" not in str(ranker.to_function("q", "document").params)
+    with pytest.raises(ConfigurationError, match="would carry the api_key in clear"):
+        ranker.to_function("q", "document", provider="cohere")
+
+
+def test_a_ranker_without_a_key_is_pickled_and_one_with_a_key_is_not() -> None:
+    ranker = VLLMRanker(HOST, model="bge", extra_body={"use_activation": False})
+
+    assert pickle.loads(pickle.dumps(ranker)) == ranker
+    with pytest.raises(TypeError, match="make it anew"):
+        pickle.dumps(VLLMRanker(HOST, api_key="sk-secret"))
+
+
+def test_a_copy_of_a_ranker_is_the_ranker_with_its_key() -> None:
+    ranker = VLLMRanker(HOST, api_key="sk-secret")
+
+    assert copy.copy(ranker) is copy.deepcopy(ranker) is ranker
 
 
 def test_a_truncation_that_milvus_lite_would_not_do_is_refused() -> None:
@@ -351,5 +367,5 @@ def test_only_the_endpoint_may_be_given_by_position() -> None:
 
 
 def test_milvus_lite_has_no_credentials() -> None:
-    with pytest.raises(ConfigurationError, match="pass api_key"):
+    with pytest.raises(ConfigurationError, match="Milvus Lite has no credentials"):
         VLLMRanker(HOST, credential="prod").to_function("q", "text", provider="cohere")

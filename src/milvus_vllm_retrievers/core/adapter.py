@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from typing_extensions import Self
 
@@ -15,13 +14,12 @@ from milvus_vllm_retrievers.core.flow import Flow, Target, TargetSettings
 from milvus_vllm_retrievers.core.hits import Hit, Ranking
 from milvus_vllm_retrievers.core.milvus import ConnectionArguments, MilvusConnection
 from milvus_vllm_retrievers.core.query import Item, OnMissing, Query, SearchOptions
+from milvus_vllm_retrievers.core.service import RerankService, logger
 from milvus_vllm_retrievers.core.vllm import VLLMClient
 from milvus_vllm_retrievers.errors import ConfigurationError, SearchError
 from milvus_vllm_retrievers.ranker import VLLMRanker
 
 T = TypeVar("T")
-
-logger = logging.getLogger("milvus_vllm_retrievers")
 
 
 class Closes(Protocol):
@@ -49,6 +47,12 @@ class Closing:
     async def aclose(self) -> None:
         """Close this event loop's connections and the blocking ones that were made here."""
         await self._adapter.aclose()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            f"a {type(self).__name__} holds connections and secrets and is neither pickled nor "
+            "copied: make it anew from its arguments where it is needed"
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -87,7 +91,7 @@ class MilvusVLLMAdapter:
             raise ConfigurationError("collection_name must be the name of a collection")
         self._connection = connection
         self._settings = settings
-        self._ranker = ranker
+        self._service = None if ranker is None else RerankService.of(ranker)
         self._vllm = None if ranker is None else VLLMClient(ranker)
         self._driver = SyncDriver(connection, self._vllm)
         self._async_driver = AsyncDriver(connection, self._vllm)
@@ -177,7 +181,7 @@ class MilvusVLLMAdapter:
             yield from self._on_target(
                 options,
                 lambda target, deadline: flow.retrieve(
-                    target, self._ranker, queries, options, deadline
+                    target, self._service, queries, options, deadline
                 ),
             )
         )
@@ -192,14 +196,14 @@ class MilvusVLLMAdapter:
     def _ranking(
         self, query: Query, items: Sequence[Item], options: SearchOptions, on_missing: OnMissing
     ) -> Flow[list[Ranking]]:
-        ranker = self._ranker
-        if ranker is None or not items:
+        service = self._service
+        if service is None or not items:
             return []
         return (
             yield from self._on_target(
                 options,
                 lambda target, deadline: flow.rank_rows(
-                    target, ranker, query, items, options, deadline, on_missing
+                    target, service, query, items, options, deadline, on_missing
                 ),
             )
         )
@@ -221,7 +225,7 @@ class MilvusVLLMAdapter:
             raise
 
     def _report(self, target: Target) -> None:
-        if self._ranker is not None and not target.server.known:
+        if self._service is not None and not target.server.known:
             logger.warning(
                 "cannot tell from its version %r whether this Milvus can rerank: mode='auto' "
                 "reranks from this process, mode='server' trusts it to",
@@ -247,10 +251,12 @@ class TextReranker:
 
     Args:
         ranker: The model and how it is asked.
+        timeout: Seconds for one call with all its tries; None leaves it to the ranker's.
     """
 
-    def __init__(self, ranker: VLLMRanker) -> None:
-        self._ranker = ranker
+    def __init__(self, ranker: VLLMRanker, timeout: float | None = None) -> None:
+        self._service = RerankService.of(ranker)
+        self._timeout = timeout
         self._vllm = VLLMClient(ranker)
         self._driver = SyncDriver(None, self._vllm)
         self._async_driver = AsyncDriver(None, self._vllm)
@@ -276,7 +282,8 @@ class TextReranker:
         await self._vllm.aclose()
 
     def _ranking(self, query: Query, items: Sequence[Item]) -> Flow[list[Ranking]]:
-        return flow.rank_texts(self._ranker, query, [item.text for item in items], Deadline())
+        texts = [item.text for item in items]
+        return flow.rank_texts(self._service, query, texts, Deadline.after(self._timeout))
 
 
 class RowRerankArguments(ConnectionArguments, Protocol):

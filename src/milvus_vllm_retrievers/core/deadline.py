@@ -26,6 +26,11 @@ class Deadline:
         limits = [limit for limit in (self.remaining(), seconds) if limit is not None]
         return min(limits, default=None)
 
+    def share(self, part: float) -> Deadline:
+        """Return the moment when only that part, between 0 and 1, of the time left is used."""
+        left = self.remaining()
+        return self if left is None else Deadline.after(part * left)
+
     def passes_within(self, seconds: float) -> bool:
         """Tell whether the moment will have come `seconds` from now."""
         left = self.remaining()

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from tenacity import AsyncRetrying, Retrying
+
+from milvus_vllm_retrievers.core.deadline import Deadline
 from milvus_vllm_retrievers.core.flow import CallMilvus, Encode, Flow, Rerank, Step, Together
-from milvus_vllm_retrievers.core.milvus import MilvusConnection, explain_error
+from milvus_vllm_retrievers.core.milvus import MilvusConnection, reconnecting
 from milvus_vllm_retrievers.core.vllm import VLLMClient
-from milvus_vllm_retrievers.errors import SearchError
+from milvus_vllm_retrievers.errors import MilvusVLLMError, SearchError
 
 T = TypeVar("T")
 
@@ -45,22 +48,33 @@ class SyncDriver:
         match step:
             case Encode(encoder, queries):
                 return encoder.encode(queries)
-            case CallMilvus(what, method, arguments):
-                assert self._milvus is not None
-                call = getattr(self._milvus.client(), method)
-                timeout = _timeout(step)
-                try:
-                    return call(**arguments, **timeout)
-                except Exception as error:
-                    raise explain_error(error, what) from error
+            case CallMilvus():
+                return Retrying(**reconnecting(step.deadline))(self._call_milvus, step)
             case Rerank(query, texts, deadline):
                 assert self._vllm is not None
                 return self._vllm.rerank(query, texts, deadline)
-            case Together(steps, limit):
+            case Together(steps, limit, errors_apart):
+                do = self._do_apart if errors_apart else self._do
                 if len(steps) == 1:
-                    return [self._do(steps[0])]
+                    return [do(steps[0])]
                 with ThreadPoolExecutor(min(limit, len(steps))) as pool:
-                    return list(pool.map(self._do, steps))
+                    return list(pool.map(do, steps))
+
+    def _do_apart(self, step: Step) -> Any:
+        try:
+            return self._do(step)
+        except MilvusVLLMError as error:
+            return error
+
+    def _call_milvus(self, step: CallMilvus) -> Any:
+        assert self._milvus is not None
+        client = self._milvus.client(step.deadline)
+        timeout = _timeout(step)
+        try:
+            return getattr(client, step.method)(**step.arguments, **timeout)
+        except Exception as error:  # noqa: BLE001 - pymilvus and grpc raise many kinds
+            failed = self._milvus.failure(error, step.what, client)
+        raise failed
 
 
 class AsyncDriver:
@@ -86,29 +100,43 @@ class AsyncDriver:
 
     async def _do(self, step: Step) -> Any:
         match step:
-            case Encode(encoder, queries):
-                return await encoder.aencode(queries)
-            case CallMilvus(what, method, arguments):
-                assert self._milvus is not None
-                call = getattr(await self._milvus.async_client(), method)
-                timeout = _timeout(step)
-                try:
-                    return await call(**arguments, **timeout)
-                except Exception as error:
-                    raise explain_error(error, what) from error
+            case Encode(encoder, queries, deadline):
+                return await _in_time(encoder.aencode(queries), deadline)
+            case CallMilvus():
+                return await AsyncRetrying(**reconnecting(step.deadline))(self._call_milvus, step)
             case Rerank(query, texts, deadline):
                 assert self._vllm is not None
                 return await self._vllm.arerank(query, texts, deadline)
-            case Together(steps, limit):
-                return await self._at_once(steps, limit)
+            case Together(steps, limit, errors_apart):
+                return await self._at_once(steps, limit, errors_apart=errors_apart)
 
-    async def _at_once(self, steps: Sequence[Step], limit: int) -> list[Any]:
-        """Do steps, at most `limit` at once; the first error cancels the others."""
+    async def _call_milvus(self, step: CallMilvus) -> Any:
+        assert self._milvus is not None
+        client = await self._milvus.async_client()
+        timeout = _timeout(step)
+        try:
+            call = getattr(client, step.method)(**step.arguments, **timeout)
+            # A time limit of the call alone would leave out the connecting, which pymilvus's
+            # async client does on its first call.
+            return await asyncio.wait_for(call, timeout.get("timeout"))
+        except Exception as error:  # noqa: BLE001 - pymilvus and grpc raise many kinds
+            failed = self._milvus.failure(error, step.what, client)
+        raise failed
+
+    async def _at_once(self, steps: Sequence[Step], limit: int, *, errors_apart: bool) -> list[Any]:
+        """Do steps, at most `limit` at once; an error not kept apart cancels the others."""
+        if len(steps) == 1 and not errors_apart:
+            return [await self._do(steps[0])]
         turn = asyncio.Semaphore(limit)
 
         async def in_turn(step: Step) -> Any:
             async with turn:
-                return await self._do(step)
+                try:
+                    return await self._do(step)
+                except MilvusVLLMError as error:
+                    if not errors_apart:
+                        raise
+                    return error
 
         tasks = [asyncio.ensure_future(in_turn(step)) for step in steps]
         try:
@@ -119,10 +147,27 @@ class AsyncDriver:
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
+async def _in_time(encoding: Awaitable[T], deadline: Deadline) -> T:
+    """Wait for what is the caller's own, whose errors are passed on as they are."""
+    if deadline.at is None:
+        return await encoding
+    try:
+        return await asyncio.wait_for(encoding, deadline.remaining())
+    except asyncio.TimeoutError as error:
+        if not deadline.passes_within(0):
+            raise
+        raise SearchError(
+            "embedding the query took longer than the call's timeout; raise timeout",
+            reason="timeout",
+        ) from error
+
+
 def _timeout(step: CallMilvus) -> dict[str, float]:
     left = step.deadline.remaining()
     if left is None:
         return {}
     if left == 0:
-        raise SearchError(f"{step.what} was not tried: the call's timeout is used up; raise it")
+        raise SearchError(
+            f"{step.what} was not tried: the call's timeout is used up; raise it", reason="timeout"
+        )
     return {"timeout": left}

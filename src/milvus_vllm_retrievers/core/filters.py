@@ -13,6 +13,9 @@ _CLOSING = {"(": ")", "[": "]", "{": "}"}
 # double-quoted literal. Every other character stands for itself, control characters too.
 _ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"})
 
+# A text in quotes, as both grammars read it: a backslash takes the next character along.
+_STRING = re.compile(r""""(?:[^"\\\r\n]|\\[^\r\n])*"|'(?:[^'\\\r\n]|\\[^\r\n])*\'""")
+_NOT_IN_EXPRESSIONS = re.compile(r"[\"'\\;#]|--|//|/\*|\*/|[^\S \t\r\n]|[\x00-\x08\x0e-\x1f\x7f]")
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # What the grammars (Milvus's Plan.g4, Lite's tokens.py) read as something else than a field.
 _KEYWORD = re.compile(
@@ -99,36 +102,39 @@ def all_of(*expressions: str | None) -> str | None:
 
 
 def checked_expr(expr: str | None) -> None:
-    """Check that an expression's quotes and brackets close within it.
+    """Check that an expression stands on its own: what `all_of` puts around it holds it in.
 
-    What does not is a mistake, or an attempt to leave the parentheses that `all_of` puts
-    around it and so to widen another filter.
+    Its quotes and brackets must close within it, and it may hold nothing on which two readers
+    could differ: comments, statement ends, control characters, line breaks in a text.
 
     Raises:
-        ConfigurationError: A quote or a bracket does not close, or closes what is not open.
+        ConfigurationError: It does not stand on its own, by mistake or by intent.
     """
     if expr is None:
         return
     if not isinstance(expr, str):
         raise ConfigurationError(f"expr must be a text, not {type(expr).__name__}")
+    bare = _STRING.sub(" ", expr)
+    found = _NOT_IN_EXPRESSIONS.search(bare)
+    if found and found.group() in {"'", '"'}:
+        raise ConfigurationError(
+            f"expr is not complete, a {found.group()!r} is missing: {_shown(expr)}"
+        )
+    if found:
+        raise ConfigurationError(
+            f"expr holds {found.group()!r}, which no Milvus expression has outside of a complete "
+            f"text in quotes: {_shown(expr)}"
+        )
     expected: list[str] = []
-    quote = ""
-    skip = False
-    for character in expr:
-        if skip:
-            skip = False
-        elif quote:
-            skip = character == "\\"
-            quote = "" if character == quote else quote
-        elif character in "\"'":
-            quote = character
-        elif character in _CLOSING:
+    for character in bare:
+        if character in _CLOSING:
             expected.append(_CLOSING[character])
         elif character in ")]}" and (not expected or expected.pop() != character):
             raise ConfigurationError(f"expr closes a {character!r} it did not open: {_shown(expr)}")
-    if quote or expected:
-        missing = quote or expected[-1]
-        raise ConfigurationError(f"expr is not complete, a {missing!r} is missing: {_shown(expr)}")
+    if expected:
+        raise ConfigurationError(
+            f"expr is not complete, a {expected[-1]!r} is missing: {_shown(expr)}"
+        )
 
 
 def _shown(expr: str) -> str:

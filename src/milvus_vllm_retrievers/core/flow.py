@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from milvus_vllm_retrievers.core import hits as hits_
@@ -16,7 +16,7 @@ from milvus_vllm_retrievers.core import requests
 from milvus_vllm_retrievers.core.collection import CollectionLayout
 from milvus_vllm_retrievers.core.deadline import Deadline
 from milvus_vllm_retrievers.core.hits import Hit, PrimaryKey, Ranking
-from milvus_vllm_retrievers.core.milvus import Server, is_deadline_of_server, is_not_loaded
+from milvus_vllm_retrievers.core.milvus import Server
 from milvus_vllm_retrievers.core.query import (
     MAX_LIMIT,
     Encoder,
@@ -27,15 +27,25 @@ from milvus_vllm_retrievers.core.query import (
     SearchOptions,
 )
 from milvus_vllm_retrievers.core.requests import Leg, SearchCall
+from milvus_vllm_retrievers.core.service import RerankService
 from milvus_vllm_retrievers.errors import (
     ConfigurationError,
+    MilvusVLLMError,
     RerankError,
     RerankTimeoutError,
     SearchError,
+    SearchFailure,
 )
 from milvus_vllm_retrievers.ranker import Provider, VLLMRanker
 
 T = TypeVar("T")
+
+# What a search with a ranker may use of the time left where a fallback is to follow: one that
+# searches and reranks takes longer than one that only searches.
+_SHARE_BEFORE_FALLBACK = {"client": 0.5, "skip": 0.75}
+
+Scores = list[float | None]
+"""One score per text of a pool; None for a text that is null or empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +54,7 @@ class Encode:
 
     encoder: Encoder
     queries: Sequence[Query]
+    deadline: Deadline
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +78,15 @@ class Rerank:
 
 @dataclass(frozen=True, slots=True)
 class Together:
-    """Do several steps at once, at most `limit` in flight."""
+    """Do several steps at once, at most `limit` in flight.
+
+    The first error ends them all, unless `errors_apart`: then a step's error of this package
+    takes the place of its result.
+    """
 
     steps: Sequence[Rerank | CallMilvus]
     limit: int
+    errors_apart: bool = False
 
 
 Step = Encode | CallMilvus | Rerank | Together
@@ -166,22 +182,23 @@ def _provider(server: Server, what: str) -> Provider:
 
 def retrieve(
     target: Target,
-    ranker: VLLMRanker | None,
+    service: RerankService | None,
     queries: Sequence[Query],
     options: SearchOptions,
     deadline: Deadline,
 ) -> Flow[list[list[Hit]]]:
     """Retrieve `k` hits for each query: search, rerank, fall back where that was asked for."""
-    in_milvus = ranker is not None and reranks_in_milvus(ranker, target.server)
+    in_milvus = service is not None and reranks_in_milvus(service.ranker, target.server)
     if in_milvus:
         _provider(target.server, "mode='server'")
     search = yield from _prepared(target, queries, options, deadline)
-    if ranker is None:
+    if service is None:
         return (yield from search.plain(options.k))
     if in_milvus:
-        found = yield from _reranked_by_milvus(search, ranker, queries)
+        found = yield from _reranked_by_milvus(search, service)
     else:
-        found = yield from _reranked_by_client(search, ranker, queries)
+        pools = yield from search.candidates()
+        found = yield from _reranked_by_client(search, service, pools)
     return [hits_.above(hits, options.score_threshold) for hits in found]
 
 
@@ -194,48 +211,79 @@ def candidates(
 
 
 def rerank_texts(
-    ranker: VLLMRanker, pools: Sequence[tuple[str, Sequence[str]]], deadline: Deadline
-) -> Flow[list[list[float]]]:
+    ranker: VLLMRanker,
+    pools: Sequence[tuple[str, Sequence[str | None]]],
+    deadline: Deadline,
+    *,
+    errors_apart: bool = False,
+) -> Flow[list[Scores | MilvusVLLMError]]:
     """Score each query's texts in requests of `max_client_batch_size`, several at once.
+
+    Texts that are null or empty are not sent: some models refuse them, and their whole request.
 
     Args:
         ranker: The model, the size of a request and how many may be in flight.
         pools: Query text and candidate texts, for each query.
         deadline: When all must be done.
+        errors_apart: Whether a query's error takes the place of its scores.
 
     Returns:
         For each query one score per text, in the texts' order.
     """
-    steps, owners = [], []
+    steps: list[Rerank] = []
+    owners: list[tuple[int, list[int]]] = []  # for each step, its pool and its texts' places
     for owner, (query, texts) in enumerate(pools):
-        size = ranker.max_client_batch_size or max(len(texts), 1)
-        for start in range(0, len(texts), size):
-            steps.append(Rerank(query, texts[start : start + size], deadline))
-            owners.append(owner)
-    scores: list[list[float]] = [[] for _ in pools]
-    if steps:
-        batches = yield Together(steps, ranker.max_concurrency)
-        for owner, batch in zip(owners, batches, strict=True):
-            scores[owner].extend(batch)
+        filled = {i: text for i, text in enumerate(texts) if text and hits_.has_text(text)}
+        size = ranker.max_client_batch_size or max(len(filled), 1)
+        places = list(filled)
+        for start in range(0, len(places), size):
+            part = places[start : start + size]
+            steps.append(Rerank(query, [filled[i] for i in part], deadline))
+            owners.append((owner, part))
+    results = (yield Together(steps, ranker.max_concurrency, errors_apart)) if steps else []
+    scores: list[Scores | MilvusVLLMError] = [[None] * len(texts) for _, texts in pools]
+    for (owner, part), result in zip(owners, results, strict=True):
+        own = scores[owner]
+        if isinstance(result, MilvusVLLMError):
+            scores[owner] = result
+        elif not isinstance(own, MilvusVLLMError):
+            for i, score in zip(part, result, strict=True):
+                own[i] = score
     return scores
 
 
 def rank_texts(
-    ranker: VLLMRanker, query: Query, texts: Sequence[str], deadline: Deadline
+    service: RerankService, query: Query, texts: Sequence[str], deadline: Deadline
 ) -> Flow[list[Ranking]]:
     """Rank given texts; with `on_error="skip"` a failure keeps their order, marked."""
-    try:
-        scores = (yield from rerank_texts(ranker, [(query.text, texts)], deadline))[0]
-    except RerankError as error:
-        if ranker.on_error != "skip":
-            raise
-        return hits_.as_given(range(len(texts)), str(error))
+    scores = (yield from _scores_from_here(service, [(query.text, texts)], deadline))[0]
+    if isinstance(scores, MilvusVLLMError):
+        return hits_.as_given(range(len(texts)), str(scores))
     return hits_.ranked_by_client(scores)
+
+
+def _scores_from_here(
+    service: RerankService,
+    pools: Sequence[tuple[str, Sequence[str | None]]],
+    deadline: Deadline,
+) -> Flow[list[Scores | MilvusVLLMError]]:
+    """Score pools; with `on_error="skip"` an error takes the place of a pool's scores."""
+    may_fail = service.ranker.on_error == "skip"
+    rest = service.from_here.rest() if may_fail else None
+    if rest is not None:
+        return [rest] * len(pools)
+    scored = yield from rerank_texts(service.ranker, pools, deadline, errors_apart=may_fail)
+    for (_, texts), scores in zip(pools, scored, strict=True):
+        if not isinstance(scores, MilvusVLLMError):
+            service.check_spread(texts, scores)
+    if may_fail:
+        service.from_here.note(scored)
+    return scored
 
 
 def rank_rows(
     target: Target,
-    ranker: VLLMRanker,
+    service: RerankService,
     query: Query,
     items: Sequence[Item],
     options: SearchOptions,
@@ -246,7 +294,7 @@ def rank_rows(
 
     Args:
         target: The collection.
-        ranker: The model.
+        service: The model.
         query: The question.
         items: What to rank.
         options: Partitions and consistency level.
@@ -257,15 +305,22 @@ def rank_rows(
     asked = list(dict.fromkeys(key for may_be in keys for key in may_be))
     if len(asked) > MAX_LIMIT:
         raise ConfigurationError(f"at most {MAX_LIMIT:,} items can be reranked at once")
+    on_error = service.ranker.on_error
     try:
-        scores = yield from _scores_by_key(target, ranker, query, asked, options, deadline)
+        rest = service.in_milvus.rest() if on_error != "raise" else None
+        if rest is not None:
+            raise rest
+        limit = deadline.share(_SHARE_BEFORE_FALLBACK.get(on_error, 1.0))
+        scores = yield from _scores_by_key(target, service.ranker, query, asked, options, limit)
     except (RerankError, SearchError) as error:
-        if ranker.on_error == "raise":
+        if on_error == "raise":
             raise
-        if ranker.on_error == "client":
+        service.in_milvus.failed(error)
+        if on_error == "client":
             texts = [item.text for item in items]
-            return (yield from rank_texts(ranker, query, texts, deadline))
+            return (yield from rank_texts(service, query, texts, deadline))
         return hits_.as_given(range(len(items)), str(error))
+    service.in_milvus.succeeded()
     rankings = hits_.ranked_by_milvus(keys, scores, target.layout.name)
     missing = [ranking.index for ranking in rankings if ranking.reranked_by is None]
     if missing and on_missing == "raise":
@@ -291,7 +346,10 @@ def _scores_by_key(
         query.text, target.text_field, provider=_provider(target.server, "MilvusVLLMRerank")
     )
     call = requests.rows_call(target.layout, keys, options, function)
-    rows = (yield from _reranking(_call(target, [call], deadline)))[0]
+    try:
+        rows = (yield from _call(target, call, deadline))[0]
+    except SearchError as error:
+        raise _meant_in_reranking(error) from error.__cause__
     hits = hits_.read_hits(rows, target.layout.primary_key, target.text_field)
     return {hit.pk: hit.retrieval_score or 0.0 for hit in hits}
 
@@ -305,11 +363,11 @@ def _prepared(
             "such as 'tenant == \"a\"'"
         )
     requests.check_search_params(options.search_params, target.layout)
-    legs = yield from _legs(target, queries)
-    return _Search(target, legs, options.narrowed(expr=target.expr), deadline)
+    legs = yield from _legs(target, queries, deadline)
+    return _Search(target, queries, legs, options.narrowed(expr=target.expr), deadline)
 
 
-def _legs(target: Target, queries: Sequence[Query]) -> Flow[list[Leg]]:
+def _legs(target: Target, queries: Sequence[Query], deadline: Deadline) -> Flow[list[Leg]]:
     settings = target.settings
     embeddings = [query.embedding for query in queries if query.embedding is not None]
     searched = target.layout.searched_fields(
@@ -324,7 +382,7 @@ def _legs(target: Target, queries: Sequence[Query]) -> Flow[list[Leg]]:
             legs.append(requests.make_leg(vector, embeddings))
         else:
             if id(encoder) not in encoded:
-                vectors = yield Encode(encoder, queries)
+                vectors = yield Encode(encoder, queries, deadline)
                 if len(vectors) != len(queries):
                     raise ConfigurationError(
                         f"the encoder of field {vector.name!r} made {len(vectors)} vectors for "
@@ -340,9 +398,15 @@ class _Search:
     """The searches one retrieval may need, over the same legs."""
 
     target: Target
+    queries: Sequence[Query]
     legs: Sequence[Leg]
     options: SearchOptions
     deadline: Deadline
+
+    def of(self, places: Sequence[int]) -> _Search:
+        """Return the same for some of the queries."""
+        legs = [Leg(leg.field, [leg.data[i] for i in places]) for leg in self.legs]
+        return replace(self, queries=[self.queries[i] for i in places], legs=legs)
 
     def plain(self, limit: int) -> Flow[list[list[Hit]]]:
         call = requests.plain_call(
@@ -352,40 +416,48 @@ class _Search:
             self.target.output_fields,
             limit=limit,
         )
-        return self._hits(call)
+        return self._hits((yield from _call(self.target, call, self.deadline)))
 
     def candidates(self) -> Flow[list[list[Hit]]]:
         return self.plain(requests.candidate_limit(self.legs, self.options))
 
-    def reranked(self, ranker: VLLMRanker, queries: Sequence[Query]) -> Flow[list[list[Hit]]]:
+    def reranked(self, ranker: VLLMRanker) -> Flow[list[list[Hit] | MilvusVLLMError]]:
+        """Return each query's hits, scored by Milvus, or the error that takes their place."""
         # Milvus reranks the queries of one request one after another: several requests share them.
-        size = math.ceil(len(queries) / ranker.max_concurrency)
-        calls = [
-            self._reranked_call(ranker, queries, slice(start, start + size))
-            for start in range(0, len(queries), size)
-        ]
-        return self._hits(*calls, limit=ranker.max_concurrency)
+        size = math.ceil(len(self.queries) / ranker.max_concurrency)
+        every = range(len(self.queries))
+        parts = [self.of(every[start : start + size]) for start in every[::size]]
+        answers = yield from _calls(
+            self.target,
+            [part.reranked_call(ranker) for part in parts],
+            self.deadline.share(_SHARE_BEFORE_FALLBACK.get(ranker.on_error, 1.0)),
+            ranker.max_concurrency,
+        )
+        found: list[list[Hit] | MilvusVLLMError] = []
+        for part, answer in zip(parts, answers, strict=True):
+            if isinstance(answer, MilvusVLLMError):
+                found += [_meant_in_reranking(answer)] * len(part.queries)
+            else:
+                found += self._hits(answer)
+        return found
 
-    def _reranked_call(
-        self, ranker: VLLMRanker, queries: Sequence[Query], part: slice
-    ) -> SearchCall:
+    def reranked_call(self, ranker: VLLMRanker) -> SearchCall:
         server = self.target.server
         function = ranker.to_function(
-            [query.text for query in queries[part]],
+            [query.text for query in self.queries],
             self.target.text_field,
             provider=_provider(server, "mode='server'"),
         )
         return requests.reranked_call(
             self.target.layout.name,
-            [Leg(leg.field, leg.data[part]) for leg in self.legs],
+            self.legs,
             self.options,
             self.target.output_fields,
             function=function,
             search_reranks_exactly=not server.is_lite,
         )
 
-    def _hits(self, *calls: SearchCall, limit: int = 1) -> Flow[list[list[Hit]]]:
-        answer = yield from _call(self.target, calls, self.deadline, limit)
+    def _hits(self, answer: Sequence[Any]) -> list[list[Hit]]:
         layout, text_field = self.target.layout, self.target.text_field
         metadata_field = layout.metadata_field(text_field)
         return [
@@ -393,20 +465,78 @@ class _Search:
         ]
 
 
-def _reranking(search: Flow[T]) -> Flow[T]:
-    """Run a search with a rerank Function; the server's own time limit is the reranking's."""
-    try:
-        return (yield from search)
-    except SearchError as error:
-        if is_deadline_of_server(error):
-            raise RerankTimeoutError(f"reranking inside Milvus took too long: {error}") from error
-        raise
+def _reranked_by_milvus(search: _Search, service: RerankService) -> Flow[list[list[Hit]]]:
+    falls_back = service.ranker.on_error != "raise"
+    rest = service.in_milvus.rest() if falls_back else None
+    found: list[list[Hit] | MilvusVLLMError]
+    found = [rest] * len(search.queries) if rest else (yield from search.reranked(service.ranker))
+    errors = {i: hits for i, hits in enumerate(found) if isinstance(hits, MilvusVLLMError)}
+    if errors and not falls_back:
+        raise next(iter(errors.values()))
+    ranked = {
+        i: _ranked_by_milvus(service, hits)
+        for i, hits in enumerate(found)
+        if not isinstance(hits, MilvusVLLMError)
+    }
+    if errors:
+        fallen = yield from _fall_back(search.of(list(errors)), service, list(errors.values()))
+        ranked.update(zip(errors, fallen, strict=True))
+    else:
+        service.in_milvus.succeeded()
+    return [ranked[i] for i in range(len(found))]
 
 
-def _call(
+def _ranked_by_milvus(service: RerankService, hits: Sequence[Hit]) -> list[Hit]:
+    ranked = hits_.reranked_by_milvus(hits)
+    service.check_spread([hit.text for hit in ranked], [hit.relevance_score for hit in ranked])
+    return ranked
+
+
+def _fall_back(
+    search: _Search, service: RerankService, errors: Sequence[MilvusVLLMError]
+) -> Flow[list[list[Hit]]]:
+    """Do without Milvus's reranking.
+
+    Servers word a rerank service's failure in many ways, so any failed search comes here. Where
+    it was the search after all, the one that follows fails too, and says so.
+    """
+    from_here = service.ranker.on_error == "client"
+    found = yield from (search.candidates() if from_here else search.plain(search.options.k))
+    service.in_milvus.failed(errors[0])
+    if from_here:
+        return (yield from _reranked_by_client(search, service, found))
+    return [
+        hits_.unranked(hits, reason=str(error)) for hits, error in zip(found, errors, strict=True)
+    ]
+
+
+def _reranked_by_client(
+    search: _Search, service: RerankService, pools: Sequence[Sequence[Hit]]
+) -> Flow[list[list[Hit]]]:
+    k = search.options.k
+    texts = [[hit.text for hit in pool] for pool in pools]
+    asked = [(query.text, pool) for query, pool in zip(search.queries, texts, strict=True)]
+    scored = yield from _scores_from_here(service, asked, search.deadline)
+    return [
+        hits_.unranked(pool[:k], reason=str(scores))
+        if isinstance(scores, MilvusVLLMError)
+        else hits_.reranked_by_client(pool, scores)[:k]
+        for pool, scores in zip(pools, scored, strict=True)
+    ]
+
+
+def _call(target: Target, call: SearchCall, deadline: Deadline) -> Flow[Any]:
+    """Search once, and return the rows of every query."""
+    answer = (yield from _calls(target, [call], deadline))[0]
+    if isinstance(answer, MilvusVLLMError):
+        raise answer
+    return answer
+
+
+def _calls(
     target: Target, calls: Sequence[SearchCall], deadline: Deadline, limit: int = 1
 ) -> Flow[list[Any]]:
-    """Search, at most `limit` calls at once, and return the rows of every query.
+    """Search, at most `limit` calls at once; return each one's rows, or its error in their place.
 
     A collection that turns out to be released is loaded first.
     """
@@ -415,56 +545,35 @@ def _call(
         CallMilvus(f"{call.method} of collection {name!r}", call.method, call.arguments, deadline)
         for call in calls
     ]
-    try:
-        answers = yield from _all(steps, limit)
-    except SearchError as error:
-        if not is_not_loaded(error):
-            raise
+    answers = yield from _all(steps, limit)
+    released = [i for i, answer in enumerate(answers) if _failed_as(answer, "not_loaded")]
+    if released:
         yield CallMilvus(
             f"loading collection {name!r}", "load_collection", {"collection_name": name}, deadline
         )
-        answers = yield from _all(steps, limit)
-    return [rows for answer in answers for rows in answer]
-
-
-def _all(steps: Sequence[CallMilvus], limit: int) -> Flow[list[Any]]:
-    if len(steps) == 1:
-        return [(yield steps[0])]
-    answers: list[Any] = yield Together(steps, limit)
+        again = yield from _all([steps[i] for i in released], limit)
+        for i, answer in zip(released, again, strict=True):
+            answers[i] = answer
     return answers
 
 
-def _reranked_by_milvus(
-    search: _Search, ranker: VLLMRanker, queries: Sequence[Query]
-) -> Flow[list[list[Hit]]]:
+def _all(steps: Sequence[CallMilvus], limit: int) -> Flow[list[Any]]:
+    if len(steps) > 1:
+        return list((yield Together(steps, limit, errors_apart=True)))
     try:
-        answer = yield from _reranking(search.reranked(ranker, queries))
-    except (RerankError, SearchError) as error:
-        # Servers word a rerank service's failure in many ways. Where it was the search after all,
-        # the one that follows fails too, and says so.
-        if ranker.on_error == "raise":
-            raise
-        if ranker.on_error == "client":
-            return (yield from _reranked_by_client(search, ranker, queries))
-        found = yield from search.plain(search.options.k)
-        return [hits_.unranked(hits, reason=str(error)) for hits in found]
-    return [hits_.reranked_by_milvus(hits) for hits in answer]
+        return [(yield steps[0])]
+    except MilvusVLLMError as error:
+        return [error]
 
 
-def _reranked_by_client(
-    search: _Search, ranker: VLLMRanker, queries: Sequence[Query]
-) -> Flow[list[list[Hit]]]:
-    k = search.options.k
-    pools = yield from search.candidates()
-    texts = [[hit.text or "" for hit in pool] for pool in pools]
-    asked = [(query.text, pool) for query, pool in zip(queries, texts, strict=True)]
-    try:
-        scores = yield from rerank_texts(ranker, asked, search.deadline)
-    except RerankError as error:
-        if ranker.on_error != "skip":
-            raise
-        return [hits_.unranked(pool[:k], reason=str(error)) for pool in pools]
-    return [
-        hits_.reranked_by_client(pool, pool_scores)[:k]
-        for pool, pool_scores in zip(pools, scores, strict=True)
-    ]
+def _failed_as(answer: Any, reason: SearchFailure) -> bool:
+    return isinstance(answer, SearchError) and answer.reason == reason
+
+
+def _meant_in_reranking(error: MilvusVLLMError) -> MilvusVLLMError:
+    """Return what a failed search with a rerank Function means: a server's time limit is its."""
+    if not _failed_as(error, "rerank_timeout"):
+        return error
+    late = RerankTimeoutError(f"reranking inside Milvus took too long: {error}")
+    late.__cause__ = error
+    return late

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from milvus_vllm_retrievers.errors import SearchError
 
 PrimaryKey = int | str
+NO_TEXT = "there is no text to rerank: it is null or empty"
 # What a front end writes into an item's metadata: it belongs to one query, not to the item.
 SCORE_KEYS = frozenset({"relevance_score", "retrieval_score", "reranked_by", "rerank_error"})
 RerankedBy = Literal["milvus", "client"]
@@ -105,13 +106,22 @@ def float32(value: float) -> float:
         return float("inf") if value > 0 else float("-inf")
 
 
-def relevance_order(hit: Hit) -> tuple[float, PrimaryKey]:
-    """Sort key of reranked hits: relevance descending, ties by primary key ascending."""
-    return -(hit.relevance_score or 0.0), hit.pk
+def has_text(text: str | None) -> bool:
+    """Whether there is anything that a model could score."""
+    return text is not None and bool(text.strip())
+
+
+def relevance_order(hit: Hit) -> tuple[bool, float, PrimaryKey]:
+    """Sort key of reranked hits: relevance descending, unscored ones last, ties by primary key."""
+    return hit.relevance_score is None, -(hit.relevance_score or 0.0), hit.pk
 
 
 def reranked_by_milvus(hits: Sequence[Hit]) -> list[Hit]:
-    """Take the scores of a search with a rerank Function for what they are."""
+    """Take the scores of a search with a rerank Function for what they are.
+
+    Milvus has null and empty texts scored too, as if "" were relevant to something; here, as on
+    the client path, they come last, unscored.
+    """
     scored = [
         replace(
             hit,
@@ -119,15 +129,19 @@ def reranked_by_milvus(hits: Sequence[Hit]) -> list[Hit]:
             retrieval_score=None,
             reranked_by="milvus",
         )
+        if has_text(hit.text)
+        else replace(hit, retrieval_score=None, rerank_error=NO_TEXT)
         for hit in hits
     ]
     return sorted(scored, key=relevance_order)
 
 
-def reranked_by_client(hits: Sequence[Hit], scores: Sequence[float]) -> list[Hit]:
-    """Give each hit the score of the same position and put them in order."""
+def reranked_by_client(hits: Sequence[Hit], scores: Sequence[float | None]) -> list[Hit]:
+    """Give each hit the score of the same position and put them in order; None is no text."""
     scored = [
-        replace(hit, relevance_score=float32(score), reranked_by="client")
+        replace(hit, rerank_error=NO_TEXT)
+        if score is None
+        else replace(hit, relevance_score=float32(score), reranked_by="client")
         for hit, score in zip(hits, scores, strict=True)
     ]
     return sorted(scored, key=relevance_order)
@@ -167,10 +181,15 @@ class Ranking:
         return _metadata(self)
 
 
-def ranked_by_client(scores: Sequence[float]) -> list[Ranking]:
-    """Order positions by score descending; equal scores keep the given order."""
-    ranked = [Ranking(index, float32(score), "client") for index, score in enumerate(scores)]
-    return sorted(ranked, key=lambda r: -(r.relevance_score or 0.0))
+def ranked_by_client(scores: Sequence[float | None]) -> list[Ranking]:
+    """Order positions by score descending; equal scores keep the given order, None is no text."""
+    ranked = [
+        Ranking(index, float32(score), "client")
+        for index, score in enumerate(scores)
+        if score is not None
+    ]
+    ranked.sort(key=lambda r: -(r.relevance_score or 0.0))
+    return ranked + as_given([i for i, score in enumerate(scores) if score is None], NO_TEXT)
 
 
 def ranked_by_milvus(

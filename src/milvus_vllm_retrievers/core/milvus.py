@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import uuid4
 
 from pydantic import SecretStr
+from tenacity import retry_if_exception, stop_after_attempt, stop_after_delay, wait_exponential
 
+from milvus_vllm_retrievers.core.deadline import Deadline
+from milvus_vllm_retrievers.core.fork import forget_in_child
 from milvus_vllm_retrievers.core.per_loop import PerLoop
 from milvus_vllm_retrievers.errors import (
     ConfigurationError,
@@ -20,6 +25,7 @@ from milvus_vllm_retrievers.errors import (
     RerankStatusError,
     RerankTimeoutError,
     SearchError,
+    SearchFailure,
     excerpt,
     redacted,
 )
@@ -32,6 +38,13 @@ _FIRST_WITH_RERANK = (2, 6)
 _FIRST_WITH_SAFE_CLOSE = (2, 6, 10)
 _FIRST_LITE_WITH_RERANK = (3, 0)
 DEFAULT_URI = "http://localhost:19530"
+_NO_DEADLINE = Deadline()
+_PROCESS = os.getpid()
+# gRPC refuses calls at once while it waits to connect anew, by default for up to two minutes:
+# a Milvus that is back would go on being down for us.
+_GRPC_OPTIONS = {"grpc.initial_reconnect_backoff_ms": 100, "grpc.max_reconnect_backoff_ms": 1000}
+# Milvus Lite's server hangs up on clients that ping as often as pymilvus's do.
+_GRPC_OPTIONS_OF_LITE = {"grpc.keepalive_time_ms": 3_600_000}
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,28 +112,48 @@ _HINTS = (
 )
 
 
-def is_not_loaded(error: Exception) -> bool:
-    """Tell whether Milvus refused a search because the collection is released."""
-    text = str(error).lower()
-    return "not loaded" in text or "in state 'released'" in text
+# Texts, lower case, by which failures are told apart that something else is done about.
+_REASONS: tuple[tuple[str, SearchFailure], ...] = (
+    ("not loaded", "not_loaded"),
+    ("in state 'released'", "not_loaded"),
+    ("should create connection first", "closed"),
+    ("closed channel", "closed"),
+    ("channel closed", "closed"),
+    ("no channel in handler", "closed"),
+    ("context deadline exceeded", "rerank_timeout"),
+    ("deadline_exceeded", "timeout"),
+    ("retry timeout", "timeout"),
+    ("fail connecting to server", "disconnected"),
+    ("unavailable", "disconnected"),
+    ("server disconnected", "disconnected"),
+)
 
 
 def explain_error(error: Exception, what: str) -> MilvusVLLMError:
     """Translate what pymilvus raised.
 
     Args:
-        error: A MilvusException, or what grpc raised.
+        error: A MilvusException, what grpc raised, or asyncio's TimeoutError.
         what: What was tried, for the message, such as ``search of collection 'docs'``.
 
     Returns:
         A `RerankError` where the rerank service failed inside the search, else a `SearchError`.
     """
+    if isinstance(error, asyncio.TimeoutError):
+        return SearchError(
+            f"{what} took longer than the call's timeout (raise timeout, or search fewer "
+            "candidates)",
+            reason="timeout",
+        )
     full = _message(error)
     message, lowered = excerpt(full), full.lower()
     if any(sign in lowered for sign in _RERANK_FAILED):
         return _rerank_error(message, lowered)
     hint = next((advice for sign, advice in _HINTS if sign in lowered), None)
-    return SearchError(f"{what} failed: {message}" + (f" ({hint})" if hint else ""))
+    return SearchError(
+        f"{what} failed: {message}" + (f" ({hint})" if hint else ""),
+        reason=next((reason for sign, reason in _REASONS if sign in lowered), None),
+    )
 
 
 def _message(error: Exception) -> str:
@@ -131,9 +164,23 @@ def _message(error: Exception) -> str:
     return str(getattr(error, "message", "") or error)
 
 
-def is_deadline_of_server(error: Exception) -> bool:
-    """Tell whether Milvus gave up waiting inside the server, as it does for a rerank service."""
-    return "context deadline exceeded" in str(error).lower()
+def reconnecting(deadline: Deadline) -> dict[str, Any]:
+    """Return tenacity's arguments for calls of a Milvus that may be restarting.
+
+    They are repeated for about two seconds where the connection is at fault, not the call; longer
+    than gRPC waits before it connects anew.
+    """
+    often, long = stop_after_attempt(6), stop_after_delay(2.0)
+    return {
+        "retry": retry_if_exception(_is_of_connection),
+        "wait": wait_exponential(multiplier=0.1, max=0.8),
+        "stop": lambda s: often(s) or long(s) or deadline.passes_within(s.upcoming_sleep),
+        "reraise": True,
+    }
+
+
+def _is_of_connection(error: BaseException) -> bool:
+    return isinstance(error, SearchError) and error.reason in {"disconnected", "closed"}
 
 
 def _rerank_error(message: str, lowered: str) -> RerankError:
@@ -144,7 +191,7 @@ def _rerank_error(message: str, lowered: str) -> RerankError:
         return RerankConnectionError(
             f"{text} (vLLM must be reachable from Milvus: set server_endpoint, or mode='client')"
         )
-    status = re.search(r"(?:api error|status(?: code)?:?|code:?) (\d{3})\b", lowered)
+    status = re.search(r"(?:api error |status(?: code)?:? |code:? |errs:\[)(\d{3})\b", lowered)
     if not status:
         return RerankError(text)
     return RerankStatusError(
@@ -237,6 +284,7 @@ class MilvusConnection:
         self._borrowed_async = async_client
         self._owned: MilvusClient | None = None
         self._owned_async = PerLoop(self._new_async_client, _close_async)
+        forget_in_child(self)
 
     @classmethod
     def of(cls, arguments: ConnectionArguments) -> MilvusConnection:
@@ -249,8 +297,11 @@ class MilvusConnection:
         )
         return cls(settings, client=arguments.client, async_client=arguments.async_client)
 
-    def client(self) -> MilvusClient:
+    def client(self, deadline: Deadline = _NO_DEADLINE) -> MilvusClient:
         """Return the blocking client.
+
+        Args:
+            deadline: When it must be connected.
 
         Raises:
             ConfigurationError: Only an async client was passed.
@@ -266,7 +317,9 @@ class MilvusConnection:
             if self._owned is None:
                 from pymilvus import MilvusClient  # noqa: PLC0415 - seconds of import time
 
-                self._owned = self._connect(MilvusClient, self._settings.arguments())
+                self._owned = self._connect(
+                    MilvusClient, self._settings.arguments(), deadline.within(None)
+                )
             return self._owned
 
     async def async_client(self) -> AsyncMilvusClient:
@@ -278,6 +331,38 @@ class MilvusConnection:
             SearchError: Milvus cannot be reached.
         """
         return self._borrowed_async or await self._owned_async.get()
+
+    def failure(self, error: Exception, what: str, client: Any) -> MilvusVLLMError:
+        """Return what a client's error means, without secrets and ready to be raised.
+
+        A client of ours that turns out to be closed is let go, so that the next try makes another.
+
+        Args:
+            error: What the client raised.
+            what: What was tried.
+            client: The blocking or async client.
+        """
+        explained = explain_error(error, what)
+        shown = self._settings.redacted(str(explained))
+        explained.args = (shown, *explained.args[1:])
+        if self._settings.redacted(str(error)) == str(error):
+            # One that shows a secret is not passed on as the cause.
+            explained.__cause__ = error
+        if isinstance(explained, SearchError) and explained.reason == "closed":
+            if client in (self._borrowed, self._borrowed_async):
+                explained = SearchError(f"{shown} (the client that was passed in is closed)")
+            self._owned_async.discard(client)
+            with self._lock:
+                self._owned = None if self._owned is client else self._owned
+        return explained
+
+    def forget_connections(self) -> Sequence[object]:
+        """Give up the clients of the parent process, without closing them."""
+        inherited = (self._owned, self._owned_async)
+        self._lock = threading.Lock()
+        self._owned = None
+        self._owned_async = PerLoop(self._new_async_client, _close_async)
+        return inherited
 
     def close(self) -> None:
         """Close the blocking client, if it is ours."""
@@ -304,29 +389,47 @@ class MilvusConnection:
             )
         return self._connect(AsyncMilvusClient, arguments)
 
-    def _connect(self, make: Any, arguments: Mapping[str, Any]) -> Any:
+    def _connect(
+        self, make: Any, arguments: Mapping[str, Any], seconds: float | None = None
+    ) -> Any:
+        given = {**_connection_of_its_own(), **arguments}
+        given["grpc_options"] = {**_grpc_options(given), **given.get("grpc_options", {})}
+        limits = [limit for limit in (seconds, given.get("timeout")) if limit is not None]
+        if limits:
+            given["timeout"] = min(limits)
         try:
-            return make(**{**_connection_of_its_own(), **arguments})
+            return make(**given)
         except Exception as error:  # noqa: BLE001 - pymilvus and grpc raise many kinds
             shown = self._settings.redacted(str(error))
-            # An error that shows a secret is not passed on as the cause.
-            raise SearchError(
+            failed = SearchError(
                 f"cannot connect to Milvus at {self._settings.redacted(str(arguments['uri']))!r}: "
                 f"{excerpt(shown)}. Is it running? For Milvus Lite, give a path ending in .db and "
-                "install the extra 'lite' (pip install 'milvus-vllm-retrievers[lite]')"
-            ) from (error if shown == str(error) else None)
+                "install the extra 'lite' (pip install 'milvus-vllm-retrievers[lite]')",
+                reason="disconnected" if "://" in str(arguments["uri"]) else None,
+            )
+            if shown == str(error):
+                failed.__cause__ = error
+        raise failed
 
 
-def _connection_of_its_own() -> dict[str, str]:
+def _grpc_options(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    is_remote = "://" in str(arguments["uri"])
+    return _GRPC_OPTIONS if is_remote else {**_GRPC_OPTIONS, **_GRPC_OPTIONS_OF_LITE}
+
+
+def _connection_of_its_own() -> dict[str, Any]:
     """Return the argument that keeps a client from sharing its connection, where one is needed.
 
     Before pymilvus 2.6.10 all clients of a server share one by default, and the first of them
-    that is closed takes it from the others, the user's own among them (measured).
+    that is closed takes it from the others, the user's own among them (measured). Later ones share
+    one too, and a forked process must not use its parent's.
     """
     from pymilvus import __version__  # noqa: PLC0415 - seconds of import time
 
     version = tuple(int(number) for number in re.findall(r"\d+", __version__)[:3])
-    return {"alias": f"milvus-vllm-{uuid4()}"} if version < _FIRST_WITH_SAFE_CLOSE else {}
+    if version < _FIRST_WITH_SAFE_CLOSE:
+        return {"alias": f"milvus-vllm-{uuid4()}"}
+    return {} if os.getpid() == _PROCESS else {"dedicated": True}
 
 
 def _arguments_of(client: MilvusClient) -> dict[str, Any]:

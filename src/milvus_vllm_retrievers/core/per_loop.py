@@ -44,6 +44,12 @@ class PerLoop(Generic[T]):
                 self._held[loop] = held
         return held[0]
 
+    def discard(self, value: T) -> None:
+        """Forget a value that is of no more use; its loop closes it."""
+        with self._lock:
+            for loop in [loop for loop, held in self._held.items() if held[0] is value]:
+                del self._held[loop]
+
     async def close(self) -> None:
         """Close the running loop's value, if there is one."""
         with self._lock:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from milvus_vllm_retrievers.core.filters import all_of, checked_expr
-from milvus_vllm_retrievers.errors import ConfigurationError
+from milvus_vllm_retrievers.errors import ConfigurationError, excerpt
 
 DEFAULT_FETCH_K = 50
 # What Milvus allows as topk, per leg and in all.
 MAX_LIMIT = 16_384
+# Milvus's rule for names. A server may be set to read names as regular expressions, by which
+# one could stand for every partition.
+_PARTITION_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_$-]*")
 
 OnMissing = Literal["raise", "keep"]
 DenseVector = Sequence[float]
@@ -129,7 +133,7 @@ class SearchOptions:
         fetch_k: Candidates per vector field that are reranked. Default: 50, or `k` if larger.
         expr: Milvus boolean expression that every hit must match.
         expr_params: Values of the expression's ``{name}`` templates (not on Milvus Lite).
-        partition_names: Partitions to search; None is all.
+        partition_names: Partitions to search, at least one; None is all.
         consistency_level: Such as ``"Strong"``; None is the collection's own.
         search_params: Parameters of the index, for every vector field, or by field name.
         score_threshold: Least relevance score, on the rerank model's own scale. Items that
@@ -164,6 +168,7 @@ class SearchOptions:
         if self.score_threshold is not None and not _is_finite(self.score_threshold):
             raise ConfigurationError("score_threshold must be a finite number, or None")
         checked_expr(self.expr)
+        _check_partitions(self.partition_names)
 
     @property
     def pool(self) -> int:
@@ -206,6 +211,22 @@ def check_count(name: str, value: int) -> None:
         raise ConfigurationError(f"{name} must be a whole number, not {type(value).__name__}")
     if not 1 <= value <= MAX_LIMIT:
         raise ConfigurationError(f"{name} must be between 1 and {MAX_LIMIT:,}, not {value}")
+
+
+def _check_partitions(names: Sequence[str] | None) -> None:
+    if names is None:
+        return
+    if isinstance(names, str) or not names:
+        # Milvus takes an empty list for all partitions.
+        raise ConfigurationError(
+            "partition_names must be a list of at least one name, or None for all partitions"
+        )
+    for name in names:
+        if not isinstance(name, str) or not _PARTITION_NAME.fullmatch(name):
+            raise ConfigurationError(
+                f"partition_names: {excerpt(str(name))!r} is no partition's name: letters, digits, "
+                "'_', '$' and '-' only"
+            )
 
 
 def _is_finite(value: object) -> bool:

@@ -25,6 +25,7 @@ from tenacity import (
 )
 
 from milvus_vllm_retrievers.core.deadline import Deadline
+from milvus_vllm_retrievers.core.fork import forget_in_child
 from milvus_vllm_retrievers.core.per_loop import PerLoop
 from milvus_vllm_retrievers.errors import (
     RerankConnectionError,
@@ -123,7 +124,8 @@ def read_scores(answer: Answer, request: RerankRequest) -> list[float]:
     if results is None:
         raise RerankResponseError(
             f"{request.url} answered with something other than rerank results "
-            f"({request.shown(answer.text)!r}): is it vLLM's base URL?"
+            f"({answer.headers.get('content-type', 'no content type')}: "
+            f"{request.shown(answer.text)!r}): is it vLLM's base URL?"
         )
     scores = dict(results)
     wanted = set(range(request.documents))
@@ -249,6 +251,7 @@ class VLLMClient:
         self._lock = threading.Lock()
         self._client: httpx.Client | None = None
         self._async_clients = PerLoop(_new_async_client, httpx.AsyncClient.aclose)
+        forget_in_child(self)
 
     def rerank(
         self, query: str, documents: Sequence[str], deadline: Deadline = _NO_DEADLINE
@@ -277,6 +280,14 @@ class VLLMClient:
         request = build_request(self._ranker, query, documents)
         retrying = AsyncRetrying(**self._retry_policy(deadline))
         return await retrying(self._asend, request, deadline)
+
+    def forget_connections(self) -> Sequence[object]:
+        """Give up the connections of the parent process, without closing them."""
+        inherited = (self._client, self._async_clients)
+        self._lock = threading.Lock()
+        self._client = None
+        self._async_clients = PerLoop(_new_async_client, httpx.AsyncClient.aclose)
+        return inherited
 
     def close(self) -> None:
         """Close the blocking client's connections."""

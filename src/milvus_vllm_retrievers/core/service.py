@@ -1,0 +1,149 @@
+"""How a rerank service has been doing: whether to ask it now, and what to tell the operator."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from milvus_vllm_retrievers.core.hits import float32
+from milvus_vllm_retrievers.errors import MilvusVLLMError, RerankError, RerankStatusError
+from milvus_vllm_retrievers.ranker import VLLMRanker
+
+logger = logging.getLogger("milvus_vllm_retrievers")
+
+FAILURES_BEFORE_REST = 3
+# A refusal of these kinds is about what was sent, such as a document that is too long; the
+# service itself is well.
+_ABOUT_THE_REQUEST = frozenset({400, 413, 422})
+# So many different texts with one and the same score are no coincidence.
+_LEAST_CONSTANT_SCORES = 3
+
+
+class _RestingError(RerankError):
+    """The service was not asked."""
+
+
+class CoolDown:
+    """Spares callers with a fallback the wait for a rerank service that keeps failing.
+
+    After three failures in a row the service rests for a while. Then one caller asks it again,
+    and the others follow once that has worked.
+
+    Args:
+        name: Who calls the service, for the log.
+        seconds: How long the rest is; 0 never rests.
+    """
+
+    def __init__(self, name: str, seconds: float) -> None:
+        self._name = name
+        self._seconds = seconds
+        self._lock = threading.Lock()
+        self._failures = 0
+        self._resting_until = 0.0
+        self._last_error = ""
+        self._incident_until = 0.0
+        self._in_incident = False
+
+    def rest(self) -> RerankError | None:
+        """Return why the service is not to be asked now; None if it is.
+
+        Where a rest is over, the caller that is told so first asks on behalf of all.
+        """
+        with self._lock:
+            now = time.monotonic()
+            if self._failures < FAILURES_BEFORE_REST or not self._seconds:
+                return None
+            if now >= self._resting_until:
+                self._resting_until = now + self._seconds
+                return None
+            return _RestingError(
+                f"not asked: reranking {self._name} failed {self._failures} times in a row and is "
+                f"tried again in {self._resting_until - now:.0f} s. The last failure: "
+                f"{self._last_error}"
+            )
+
+    def failed(self, error: MilvusVLLMError) -> None:
+        """Note a failure that a fallback covered; log it if it is the first of an incident."""
+        if isinstance(error, _RestingError):
+            return
+        with self._lock:
+            now = time.monotonic()
+            first = not self._in_incident
+            self._in_incident = True
+            self._incident_until = now + self._seconds
+            if _is_of_service(error):
+                self._failures += 1
+                self._last_error = str(error)
+                self._resting_until = now + self._seconds
+        if first:
+            logger.warning(
+                "reranking %s failed; results are degraded as on_error says until it works "
+                "again, which is logged too: %s",
+                self._name,
+                error,
+            )
+
+    def succeeded(self) -> None:
+        """Note a success; an incident is over when failures have not come for a while."""
+        with self._lock:
+            self._failures = 0
+            over = self._in_incident and time.monotonic() >= self._incident_until
+            self._in_incident = self._in_incident and not over
+        if over:
+            logger.info("reranking %s works again", self._name)
+
+    def note(self, outcomes: Sequence[object]) -> None:
+        """Note what a call brought: a failure if one of its outcomes is an error."""
+        for outcome in outcomes:
+            if isinstance(outcome, MilvusVLLMError):
+                self.failed(outcome)
+                return
+        self.succeeded()
+
+
+def _is_of_service(error: MilvusVLLMError) -> bool:
+    return not (isinstance(error, RerankStatusError) and error.status_code in _ABOUT_THE_REQUEST)
+
+
+@dataclass(frozen=True, slots=True)
+class RerankService:
+    """A ranker, and how reranking with it has been going on both ways.
+
+    Attributes:
+        ranker: The model and how it is asked.
+        in_milvus: How reranking inside Milvus has been going.
+        from_here: How reranking from this process has been going.
+    """
+
+    ranker: VLLMRanker
+    in_milvus: CoolDown
+    from_here: CoolDown
+    _warned: threading.Event
+
+    @classmethod
+    def of(cls, ranker: VLLMRanker) -> RerankService:
+        """Return a service of which nothing is known yet."""
+        return cls(
+            ranker,
+            CoolDown("inside Milvus", ranker.cool_down),
+            CoolDown("from this process", ranker.cool_down),
+            threading.Event(),
+        )
+
+    def check_spread(self, texts: Sequence[str | None], scores: Sequence[float | None]) -> None:
+        """Warn, once, if different texts all have the same score."""
+        scored = {text for text, score in zip(texts, scores, strict=True) if score is not None}
+        values = {float32(score) for score in scores if score is not None}
+        if len(values) != 1 or len(scored) < _LEAST_CONSTANT_SCORES or self._warned.is_set():
+            return
+        self._warned.set()
+        logger.warning(
+            "the rerank model gave %d different texts the same score, %s, so their order means "
+            "nothing: it is probably served without its score template or head (Qwen3-Reranker "
+            "needs --hf-overrides and a template), or its scores saturate",
+            len(scored),
+            values.pop(),
+        )

@@ -1,0 +1,185 @@
+"""How a failing rerank service is spared, and what the log says of it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+import pytest
+
+from milvus_vllm_retrievers import (
+    MilvusVLLMError,
+    RerankConnectionError,
+    RerankStatusError,
+    VLLMRanker,
+)
+from milvus_vllm_retrievers.core import service as service_
+from milvus_vllm_retrievers.core.service import FAILURES_BEFORE_REST, CoolDown, RerankService
+
+DOWN = RerankConnectionError("vLLM is down")
+TOO_LONG = RerankStatusError("a document is too long", status_code=400, body="")
+
+
+class Clock:
+    """A clock that a test sets."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(service_, "time", clock)
+    return clock
+
+
+def failing(cool_down: CoolDown, error: MilvusVLLMError = DOWN) -> CoolDown:
+    for _ in range(FAILURES_BEFORE_REST):
+        assert cool_down.rest() is None
+        cool_down.failed(error)
+    return cool_down
+
+
+def messages(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
+    return [r.getMessage() for r in caplog.records if r.levelno == level]
+
+
+def test_a_service_rests_after_failures_in_a_row(clock: Clock) -> None:
+    rest = failing(CoolDown("there", 30)).rest()
+
+    assert "failed 3 times in a row and is tried again in 30 s" in str(rest)
+    assert "vLLM is down" in str(rest)
+
+
+def test_a_success_in_between_starts_the_count_anew(clock: Clock) -> None:
+    cool_down = CoolDown("there", 30)
+    cool_down.failed(DOWN)
+    cool_down.failed(DOWN)
+    cool_down.succeeded()
+
+    assert failing(cool_down).rest() is not None
+
+
+def test_after_the_rest_one_caller_asks_for_all(clock: Clock) -> None:
+    cool_down = failing(CoolDown("there", 30))
+    clock.now += 30
+
+    assert cool_down.rest() is None
+    assert cool_down.rest() is not None
+
+
+def test_a_success_after_the_rest_lets_everyone_ask(clock: Clock) -> None:
+    cool_down = failing(CoolDown("there", 30))
+    clock.now += 30
+    cool_down.rest()
+    cool_down.succeeded()
+
+    assert cool_down.rest() is cool_down.rest() is None
+
+
+def test_a_caller_that_never_reports_back_holds_nobody_up_for_longer(clock: Clock) -> None:
+    cool_down = failing(CoolDown("there", 30))
+    clock.now += 30
+    assert cool_down.rest() is None
+    clock.now += 30
+
+    assert cool_down.rest() is None
+
+
+def test_a_refused_request_says_nothing_of_the_service(clock: Clock) -> None:
+    assert failing(CoolDown("there", 30), TOO_LONG).rest() is None
+
+
+def test_no_rest_is_no_failure_of_its_own(clock: Clock) -> None:
+    cool_down = failing(CoolDown("there", 30))
+    rest = cool_down.rest()
+    assert rest is not None
+    cool_down.note([rest])
+
+    assert "failed 3 times" in str(cool_down.rest())
+
+
+def test_zero_seconds_never_rest(clock: Clock) -> None:
+    assert failing(CoolDown("there", 0)).rest() is None
+
+
+def test_an_incident_is_logged_once_and_its_end_once(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    cool_down = CoolDown("inside Milvus", 30)
+    for _ in range(10):
+        cool_down.failed(DOWN)
+        clock.now += 5
+    clock.now += 30
+    for _ in range(3):
+        cool_down.succeeded()
+
+    (warning,) = messages(caplog, logging.WARNING)
+    assert "reranking inside Milvus failed" in warning
+    assert "vLLM is down" in warning
+    assert messages(caplog, logging.INFO) == ["reranking inside Milvus works again"]
+
+
+def test_failures_that_alternate_with_successes_are_one_incident(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    cool_down = CoolDown("there", 30)
+    for _ in range(20):
+        cool_down.failed(TOO_LONG)
+        clock.now += 5
+        cool_down.succeeded()
+
+    assert len(messages(caplog, logging.WARNING)) == 1
+
+
+def test_threads_agree_on_who_asks(clock: Clock) -> None:
+    cool_down = failing(CoolDown("there", 30))
+    clock.now += 30
+    rests: list[object] = []
+    threads = [threading.Thread(target=lambda: rests.append(cool_down.rest())) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert rests.count(None) == 1
+
+
+# One and the same score
+
+
+def service() -> RerankService:
+    return RerankService.of(VLLMRanker("http://vllm"))
+
+
+def test_one_score_for_different_texts_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    asked = service()
+    for _ in range(3):
+        asked.check_spread(["a", "b", "c"], [0.25, 0.25, 0.25])
+
+    (warning,) = messages(caplog, logging.WARNING)
+    assert "gave 3 different texts the same score, 0.25" in warning
+    assert "template" in warning
+
+
+@pytest.mark.parametrize(
+    ("texts", "scores"),
+    [
+        (["a", "b", "c"], [0.25, 0.25, 0.5]),
+        (["a", "a", "a"], [0.25, 0.25, 0.25]),
+        (["a", "b"], [0.25, 0.25]),
+        (["a", "b", None, ""], [0.25, 0.25, None, None]),
+        ([], []),
+    ],
+)
+def test_scores_that_may_well_be_equal_are_not_warned_of(
+    texts: list[str | None], scores: list[float | None], caplog: pytest.LogCaptureFixture
+) -> None:
+    service().check_spread(texts, scores)
+
+    assert messages(caplog, logging.WARNING) == []
