@@ -11,7 +11,7 @@ retriever.invoke("how do I rotate the keys?")
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import (
@@ -51,9 +51,7 @@ from milvus_vllm_retrievers.stores import langchain_arguments
 
 try:
     from langchain_core.callbacks import (
-        AsyncCallbackManager,
         AsyncCallbackManagerForRetrieverRun,
-        CallbackManager,
         CallbackManagerForRetrieverRun,
         Callbacks,
     )
@@ -61,7 +59,8 @@ try:
     from langchain_core.embeddings import Embeddings
     from langchain_core.retrievers import BaseRetriever
     from langchain_core.runnables import RunnableConfig
-    from langchain_core.runnables.config import get_config_list
+
+    from milvus_vllm_retrievers.langchain_runs import astart_runs, start_runs
 except ImportError as error:
     raise MissingDependencyError(
         "milvus_vllm_retrievers.langchain needs langchain-core: "
@@ -253,10 +252,7 @@ class MilvusVLLMRetriever(Closing, BaseRetriever):
             return_exceptions: Whether an exception takes the place of a query's documents.
             **kwargs: `k`, `fetch_k`, `expr`, `expr_params`, as for `invoke`.
         """
-        runs = [
-            CallbackManager.configure(**arguments).on_retriever_start(None, query, **start)
-            for query, arguments, start in self._runs(inputs, config)
-        ]
+        runs = start_runs(self, inputs, config)
         try:
             queries = [Query(query) for query in inputs]
             found = self._adapter.retrieve_many(queries, self._options(**kwargs))
@@ -281,12 +277,7 @@ class MilvusVLLMRetriever(Closing, BaseRetriever):
         **kwargs: Any,
     ) -> list[list[Document]]:
         """Retrieve for several queries; the async twin of `batch`."""
-        runs = [
-            await AsyncCallbackManager.configure(**arguments).on_retriever_start(
-                None, query, **start
-            )
-            for query, arguments, start in self._runs(inputs, config)
-        ]
+        runs = await astart_runs(self, inputs, config)
         try:
             queries = [Query(query) for query in inputs]
             found = await self._adapter.aretrieve_many(queries, self._options(**kwargs))
@@ -300,26 +291,6 @@ class MilvusVLLMRetriever(Closing, BaseRetriever):
         for run, documents in zip(runs, answers, strict=True):
             await run.on_retriever_end(documents)
         return answers
-
-    def _runs(
-        self, inputs: list[str], config: RunnableConfig | list[RunnableConfig] | None
-    ) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
-        """Yield each query with what starts its run in LangChain's callbacks, as `invoke` does."""
-        for query, one in zip(inputs, get_config_list(config, len(inputs)), strict=True):
-            callbacks = {
-                "inheritable_callbacks": one.get("callbacks"),
-                "local_callbacks": None,
-                "verbose": False,
-                "inheritable_tags": one.get("tags"),
-                "local_tags": self.tags,
-                "inheritable_metadata": {**(one.get("metadata") or {}), **self._get_ls_params()},
-                "local_metadata": self.metadata,
-            }
-            start = {
-                "name": one.get("run_name") or self.get_name(),
-                "run_id": one.get("run_id"),
-            }
-            yield query, callbacks, start
 
     def explain(self, query: str, **per_call: Any) -> Explanation:
         """Show what reranking does to a query: each result's place before and after.

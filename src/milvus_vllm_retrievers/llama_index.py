@@ -11,12 +11,20 @@ engine = RetrieverQueryEngine.from_args(retriever)
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from inspect import signature
 from typing import Any
 
-from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, PrivateAttr, SecretStr, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    PrivateAttr,
+    SecretStr,
+    model_validator,
+)
 from typing_extensions import Self
 
 from milvus_vllm_retrievers.core.adapter import (
@@ -46,6 +54,10 @@ try:
     from llama_index.core.base.embeddings.base import BaseEmbedding
     from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
     from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
+    from llama_index.core.instrumentation.events.retrieval import (
+        RetrievalEndEvent,
+        RetrievalStartEvent,
+    )
     from llama_index.core.postprocessor.types import BaseNodePostprocessor
     from llama_index.core.schema import (
         ImageNode,
@@ -58,7 +70,13 @@ try:
     from llama_index_instrumentation import get_dispatcher
 
     from milvus_vllm_retrievers.llama_filters import to_expr
-    from milvus_vllm_retrievers.llama_values import to_encoders, to_node, to_query, with_hidden
+    from milvus_vllm_retrievers.llama_values import (
+        to_bundle,
+        to_encoders,
+        to_node,
+        to_query,
+        with_hidden,
+    )
 except ImportError as error:
     raise MissingDependencyError(
         "milvus_vllm_retrievers.llama_index needs llama-index-core: "
@@ -246,6 +264,61 @@ class MilvusVLLMRetriever(Closing, BaseRetriever):
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         hits = await self._adapter.aretrieve(to_query(query_bundle), self._options)
         return [to_node(hit) for hit in hits]
+
+    def retrieve_many(self, queries: Sequence[QueryType]) -> list[list[NodeWithScore]]:
+        """Retrieve for several queries, with as few requests as serve them best.
+
+        The queries go to Milvus together: in one search, or, where Milvus reranks them one after
+        another, in up to the ranker's `max_concurrency` searches at once. Rerank requests of this
+        process are as many in flight. Events are those of `retrieve`, for each query.
+
+        Args:
+            queries: Query texts or QueryBundles.
+
+        Returns:
+            The nodes of each query, in the queries' order.
+        """
+        bundles = [to_bundle(query) for query in queries]
+        with self._retrievals(bundles) as answers:
+            found = self._adapter.retrieve_many([to_query(b) for b in bundles], self._options)
+            for bundle, hits in zip(bundles, found, strict=True):
+                nodes = [to_node(hit) for hit in hits]
+                answers.append(self._handle_recursive_retrieval(bundle, nodes))
+        return answers
+
+    async def aretrieve_many(self, queries: Sequence[QueryType]) -> list[list[NodeWithScore]]:
+        """Retrieve for several queries; the async twin of `retrieve_many`."""
+        bundles = [to_bundle(query) for query in queries]
+        with self._retrievals(bundles) as answers:
+            asked = [to_query(bundle) for bundle in bundles]
+            found = await self._adapter.aretrieve_many(asked, self._options)
+            for bundle, hits in zip(bundles, found, strict=True):
+                nodes = [to_node(hit) for hit in hits]
+                answers.append(await self._ahandle_recursive_retrieval(bundle, nodes))
+        return answers
+
+    @contextmanager
+    def _retrievals(self, bundles: Sequence[QueryBundle]) -> Iterator[list[list[NodeWithScore]]]:
+        """Emit LlamaIndex's events of each query around the block, which fills in the nodes."""
+        self._check_callback_manager()
+        for bundle in bundles:
+            dispatcher.event(RetrievalStartEvent(str_or_query_bundle=bundle))
+        answers: list[list[NodeWithScore]] = []
+        with ExitStack() as stack:
+            stack.enter_context(self.callback_manager.as_trace("query"))
+            events = [
+                stack.enter_context(
+                    self.callback_manager.event(
+                        CBEventType.RETRIEVE, payload={EventPayload.QUERY_STR: bundle.query_str}
+                    )
+                )
+                for bundle in bundles
+            ]
+            yield answers
+            for event, nodes in zip(events, answers, strict=True):
+                event.on_end(payload={EventPayload.NODES: nodes})
+        for bundle, nodes in zip(bundles, answers, strict=True):
+            dispatcher.event(RetrievalEndEvent(str_or_query_bundle=bundle, nodes=nodes))
 
     def explain(self, query: QueryType) -> Explanation:
         """Show what reranking does to a query: each result's place before and after."""

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from llama_index.core import Settings
 from llama_index.core.base.embeddings.base import BaseEmbedding
-from llama_index.core.schema import BaseNode, NodeWithScore, QueryType, TextNode
+from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle, QueryType, TextNode
 from llama_index.core.vector_stores.utils import metadata_dict_to_node
 
 from milvus_vllm_retrievers.core.hits import NO_TEXT, SCORE_KEYS, Hit, rescored
@@ -28,6 +28,11 @@ def to_query(query: QueryType | None) -> Query:
     if isinstance(query, str):
         return Query(query)
     return Query(query.query_str, query.embedding, tuple(query.embedding_strs))
+
+
+def to_bundle(query: QueryType) -> QueryBundle:
+    """Return a query in the form that LlamaIndex hands on."""
+    return QueryBundle(query) if isinstance(query, str) else query
 
 
 def to_node(hit: Hit) -> NodeWithScore:

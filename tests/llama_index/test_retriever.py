@@ -468,6 +468,91 @@ async def test_a_retrieval_is_told_once_to_event_handlers_and_callbacks(
     assert end.payload == {"nodes": nodes}
 
 
+# --- several queries at once
+
+RetrieveMany = Callable[
+    [MilvusVLLMRetriever, list[QueryType]], Awaitable[list[list[NodeWithScore]]]
+]
+
+
+@pytest.fixture(params=["sync", "async"])
+def retrieve_many(request: pytest.FixtureRequest) -> RetrieveMany:
+    """Retrieve for several queries, blocking in one run of the test and async in the other."""
+
+    async def run(
+        retriever: MilvusVLLMRetriever, queries: list[QueryType]
+    ) -> list[list[NodeWithScore]]:
+        async with retriever:
+            if request.param == "sync":
+                return retriever.retrieve_many(queries)
+            return await retriever.aretrieve_many(queries)
+
+    return run
+
+
+async def test_several_queries_give_what_each_gives_alone(
+    retriever: MilvusVLLMRetriever, retrieve_many: RetrieveMany
+) -> None:
+    queries: list[QueryType] = ["whales", QueryBundle("bread"), "violin"]
+
+    together = await retrieve_many(retriever, queries)
+
+    assert together == [retriever.retrieve(query) for query in queries]
+    retriever.close()
+
+
+async def test_several_queries_are_searched_for_in_few_requests(
+    retriever: MilvusVLLMRetriever, retrieve_many: RetrieveMany, fake_vllm: FakeVLLM
+) -> None:
+    queries: list[QueryType] = [f"query {i}" for i in range(9)]
+
+    await retrieve_many(retriever, queries)
+
+    asked = [received.body["query"] for received in fake_vllm.received]
+    assert sorted(asked) == queries
+    assert fake_vllm.most_in_flight <= 4
+
+
+async def test_no_queries_give_no_answers(
+    retriever: MilvusVLLMRetriever, retrieve_many: RetrieveMany
+) -> None:
+    assert await retrieve_many(retriever, []) == []
+
+
+async def test_each_of_several_queries_leads_through_index_nodes(
+    store: str, milvus26_uri: str, ranker: VLLMRanker, retrieve_many: RetrieveMany
+) -> None:
+    retriever = MilvusVLLMRetriever(
+        store,
+        ranker,
+        uri=milvus26_uri,
+        embed_model=LetterModel(),
+        object_map={"chapter": PARENT},
+    )
+
+    found = await retrieve_many(retriever, ["whales", "songs"])
+
+    assert [[n.node_id for n in nodes] for nodes in found] == [["parent", "second"]] * 2
+
+
+async def test_each_of_several_queries_is_told_to_event_handlers_and_callbacks(
+    ranker: VLLMRanker, milvus26_uri: str, events: list[BaseEvent], retrieve_many: RetrieveMany
+) -> None:
+    debug = LlamaDebugHandler(print_trace_on_end=False)
+    retriever = MilvusVLLMRetriever(
+        NAME, ranker, uri=milvus26_uri, callback_manager=CallbackManager([debug])
+    )
+
+    found = await retrieve_many(retriever, ["violin", "bread"])
+
+    kinds = [event.class_name() for event in events]
+    assert kinds == ["RetrievalStartEvent"] * 2 + ["RetrievalEndEvent"] * 2
+    assert [event.nodes for event in events[2:]] == found
+    pairs = debug.get_event_pairs(CBEventType.RETRIEVE)
+    assert [start.payload["query_str"] for start, _ in pairs] == ["violin", "bread"]
+    assert [end.payload["nodes"] for _, end in pairs] == found
+
+
 async def test_explain_takes_a_text_or_a_bundle(retriever: MilvusVLLMRetriever) -> None:
     async with retriever:
         explanation = retriever.explain("whales")
