@@ -43,6 +43,11 @@ class SearchError(MilvusVLLMError):
         super().__init__(message)
         self.reason = reason
 
+    @property
+    def is_of_connection(self) -> bool:
+        """Whether the connection failed, not the search: another try may work."""
+        return self.reason in {"disconnected", "closed"}
+
 
 class RerankError(MilvusVLLMError):
     """The candidates were found but could not be reranked; `on_error` decides what follows."""

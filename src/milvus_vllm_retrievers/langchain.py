@@ -152,6 +152,7 @@ class MilvusVLLMRetriever(Closing, BaseRetriever):
     score_threshold: float | None = None
     timeout: float | None = None
 
+    _options: SearchOptions = PrivateAttr()
     _adapter: MilvusVLLMAdapter = PrivateAttr()
 
     @classmethod
@@ -174,7 +175,17 @@ class MilvusVLLMRetriever(Closing, BaseRetriever):
 
     @model_validator(mode="after")
     def _build(self) -> Self:
-        self._options()
+        self._options = SearchOptions(
+            k=self.k,
+            fetch_k=self.fetch_k,
+            expr=self.expr,
+            expr_params=self.expr_params,
+            partition_names=self.partition_names,
+            consistency_level=self.consistency_level,
+            search_params=self.search_params,
+            score_threshold=self.score_threshold,
+            timeout=self.timeout,
+        )
         self._adapter = MilvusVLLMAdapter(
             MilvusConnection.of(self),
             TargetSettings(
@@ -193,19 +204,6 @@ class MilvusVLLMRetriever(Closing, BaseRetriever):
         arguments = {name: getattr(self, name) for name in type(self).model_fields}
         return type(self)(**{**arguments, **(update or {})})
 
-    def _options(self, **per_call: Any) -> SearchOptions:
-        return SearchOptions(
-            k=self.k,
-            fetch_k=self.fetch_k,
-            expr=self.expr,
-            expr_params=self.expr_params,
-            partition_names=self.partition_names,
-            consistency_level=self.consistency_level,
-            search_params=self.search_params,
-            score_threshold=self.score_threshold,
-            timeout=self.timeout,
-        ).narrowed(**per_call)
-
     def _get_relevant_documents(
         self,
         query: str,
@@ -216,7 +214,7 @@ class MilvusVLLMRetriever(Closing, BaseRetriever):
         expr: str | None = None,
         expr_params: Mapping[str, Any] | None = None,
     ) -> list[Document]:
-        options = self._options(k=k, fetch_k=fetch_k, expr=expr, expr_params=expr_params)
+        options = self._options.narrowed(k=k, fetch_k=fetch_k, expr=expr, expr_params=expr_params)
         return [_document(hit) for hit in self._adapter.retrieve(Query(query), options)]
 
     async def _aget_relevant_documents(
@@ -229,7 +227,7 @@ class MilvusVLLMRetriever(Closing, BaseRetriever):
         expr: str | None = None,
         expr_params: Mapping[str, Any] | None = None,
     ) -> list[Document]:
-        options = self._options(k=k, fetch_k=fetch_k, expr=expr, expr_params=expr_params)
+        options = self._options.narrowed(k=k, fetch_k=fetch_k, expr=expr, expr_params=expr_params)
         return [_document(hit) for hit in await self._adapter.aretrieve(Query(query), options)]
 
     def batch(
@@ -255,7 +253,7 @@ class MilvusVLLMRetriever(Closing, BaseRetriever):
         runs = start_runs(self, inputs, config)
         try:
             queries = [Query(query) for query in inputs]
-            found = self._adapter.retrieve_many(queries, self._options(**kwargs))
+            found = self._adapter.retrieve_many(queries, self._options.narrowed(**kwargs))
         except Exception as error:
             for run in runs:
                 run.on_retriever_error(error)
@@ -280,7 +278,7 @@ class MilvusVLLMRetriever(Closing, BaseRetriever):
         runs = await astart_runs(self, inputs, config)
         try:
             queries = [Query(query) for query in inputs]
-            found = await self._adapter.aretrieve_many(queries, self._options(**kwargs))
+            found = await self._adapter.aretrieve_many(queries, self._options.narrowed(**kwargs))
         except Exception as error:
             for run in runs:
                 await run.on_retriever_error(error)
@@ -299,11 +297,11 @@ class MilvusVLLMRetriever(Closing, BaseRetriever):
             query: The query text.
             **per_call: `k`, `fetch_k`, `expr`, `expr_params`, as for `invoke`.
         """
-        return explain(self._adapter, Query(query), self._options(**per_call))
+        return explain(self._adapter, Query(query), self._options.narrowed(**per_call))
 
     async def aexplain(self, query: str, **per_call: Any) -> Explanation:
         """Show what reranking does to a query; the async twin of `explain`."""
-        return await aexplain(self._adapter, Query(query), self._options(**per_call))
+        return await aexplain(self._adapter, Query(query), self._options.narrowed(**per_call))
 
 
 class _Rerank(Closing, BaseDocumentCompressor):
@@ -430,11 +428,11 @@ def _items(documents: Sequence[Document]) -> list[Item]:
 
 
 def _document(hit: Hit) -> Document:
+    metadata = {**hit.fields, **hit.scores()}
     # LlamaIndex stores a whole node in here, beside the metadata that it also stores flat.
-    fields = {k: v for k, v in hit.fields.items() if k not in {"_node_content", "_node_type"}}
-    return Document(
-        id=str(hit.pk), page_content=hit.text or "", metadata={**fields, **hit.scores()}
-    )
+    metadata.pop("_node_content", None)
+    metadata.pop("_node_type", None)
+    return Document(id=str(hit.pk), page_content=hit.text or "", metadata=metadata)
 
 
 def _ranked_copy(document: Document, ranking: Ranking) -> Document:

@@ -37,19 +37,25 @@ def to_bundle(query: QueryType) -> QueryBundle:
 
 def to_node(hit: Hit) -> NodeWithScore:
     """Make a node of a hit: the one that LlamaIndex stored, or a TextNode of the row."""
-    fields = dict(hit.fields)
+    scores = hit.scores()
     node: BaseNode
-    if fields.get("_node_content"):
-        node = metadata_dict_to_node(fields, text=hit.text or "")
+    if hit.fields.get("_node_content"):
+        node = metadata_dict_to_node(dict(hit.fields), text=hit.text or "")
         node.metadata = {k: v for k, v in node.metadata.items() if k not in SCORE_KEYS}
+        node = with_hidden(node, scores)
     else:
-        node = with_hidden(
-            TextNode(id_=str(hit.pk), text=hit.text or "", metadata=fields), hit.key()
+        hidden = [hit.pk_field, *scores]
+        node = _hashing_class(TextNode)(
+            id_=str(hit.pk),
+            text=hit.text or "",
+            metadata={**hit.fields, **scores},
+            excluded_llm_metadata_keys=hidden,
+            excluded_embed_metadata_keys=hidden,
         )
     # A hit without a text has no score beside those of the model, which are on another scale.
     ranked = hit.relevance_score is not None or hit.rerank_error == NO_TEXT
     score = hit.relevance_score if ranked else hit.retrieval_score
-    return NodeWithScore(node=with_hidden(node, hit.scores()), score=score)
+    return NodeWithScore(node=node, score=score)
 
 
 def with_hidden(node: BaseNode, metadata: Mapping[str, Any]) -> BaseNode:

@@ -40,12 +40,6 @@ def test_a_row_is_read_into_key_text_fields_and_retrieval_score(pk: int | str) -
     assert hit == Hit(pk, "a text", {"pk": pk, "number": 3}, retrieval_score=1.0)
 
 
-def test_a_hit_tells_its_key_under_the_name_of_the_field() -> None:
-    (hit,) = read_hits([{"number": 7, "distance": 0.5, "entity": {}}], "number", "document")
-
-    assert hit.key() == {"number": 7}
-
-
 def test_an_old_server_gives_the_key_as_id() -> None:
     assert read({"id": 7, "distance": 0.5, "entity": {}}).pk == 7
 

@@ -49,6 +49,11 @@ class SyncDriver:
             case Encode(encoder, queries):
                 return encoder.encode(queries)
             case CallMilvus():
+                try:
+                    return self._call_milvus(step)
+                except SearchError as error:
+                    if not error.is_of_connection:
+                        raise
                 return Retrying(**reconnecting(step.deadline))(self._call_milvus, step)
             case Rerank(query, texts, deadline):
                 assert self._vllm is not None
@@ -103,6 +108,11 @@ class AsyncDriver:
             case Encode(encoder, queries, deadline):
                 return await _in_time(encoder.aencode(queries), deadline)
             case CallMilvus():
+                try:
+                    return await self._call_milvus(step)
+                except SearchError as error:
+                    if not error.is_of_connection:
+                        raise
                 return await AsyncRetrying(**reconnecting(step.deadline))(self._call_milvus, step)
             case Rerank(query, texts, deadline):
                 assert self._vllm is not None

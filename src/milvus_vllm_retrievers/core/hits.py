@@ -42,9 +42,20 @@ class Hit:
     rerank_error: str | None = None
     pk_field: str = "pk"
 
-    def key(self) -> dict[str, Any]:
-        """Return the primary key by its field's name."""
-        return {self.pk_field: self.pk}
+    def reranked(self, score: float | None, by: RerankedBy) -> Hit:
+        """Return the hit with a rerank model's score; None where it has no text to score."""
+        unscored = score is None
+        return Hit(
+            self.pk,
+            self.text,
+            self.fields,
+            # A score from within Milvus has taken the retrieval score's place.
+            self.retrieval_score if by == "client" else None,
+            score,
+            None if unscored else by,
+            NO_TEXT if unscored else None,
+            self.pk_field,
+        )
 
     def scores(self) -> dict[str, Any]:
         """Return what a front end writes into an item's metadata, by its public names."""
@@ -76,24 +87,32 @@ def _read_hit(
     pk = row[primary_key] if primary_key in row else row.get("id")
     if pk is None:
         raise SearchError(f"Milvus returned a row without its primary key {primary_key!r}")
-    fields = {name: _plain(value) for name, value in dict(row["entity"]).items()}
+    fields = {
+        name: value if type(value) in _PLAIN else _plain(value)
+        for name, value in dict(row["entity"]).items()
+    }
     text = fields.pop(text_field, None)
     if metadata_field is not None and isinstance(fields.get(metadata_field), dict):
         fields.update(fields.pop(metadata_field))
     # Scores that were stored with an item, from an earlier retrieval, are not this one's.
-    stored = {name: value for name, value in fields.items() if name not in SCORE_KEYS}
+    for name in SCORE_KEYS.intersection(fields):
+        del fields[name]
+    fields[primary_key] = pk
     return Hit(
         pk=pk,
         text=text,
-        fields={**stored, primary_key: pk},
+        fields=fields,
         retrieval_score=float(row["distance"]),
         pk_field=primary_key,
     )
 
 
+_PLAIN = (str, int, float, bool, bytes, dict, list, type(None))
+
+
 def _plain(value: Any) -> Any:
     """Make a list of what protobuf hands over as a repeated field."""
-    if isinstance(value, (str, bytes, int, float, dict, list, type(None))):
+    if isinstance(value, _PLAIN):
         return value
     return list(value) if isinstance(value, Iterable) else value
 
@@ -123,15 +142,7 @@ def reranked_by_milvus(hits: Sequence[Hit]) -> list[Hit]:
     the client path, they come last, unscored.
     """
     scored = [
-        replace(
-            hit,
-            relevance_score=hit.retrieval_score,
-            retrieval_score=None,
-            reranked_by="milvus",
-        )
-        if has_text(hit.text)
-        else replace(hit, retrieval_score=None, rerank_error=NO_TEXT)
-        for hit in hits
+        hit.reranked(hit.retrieval_score if has_text(hit.text) else None, "milvus") for hit in hits
     ]
     return sorted(scored, key=relevance_order)
 
@@ -139,9 +150,7 @@ def reranked_by_milvus(hits: Sequence[Hit]) -> list[Hit]:
 def reranked_by_client(hits: Sequence[Hit], scores: Sequence[float | None]) -> list[Hit]:
     """Give each hit the score of the same position and put them in order; None is no text."""
     scored = [
-        replace(hit, rerank_error=NO_TEXT)
-        if score is None
-        else replace(hit, relevance_score=float32(score), reranked_by="client")
+        hit.reranked(None if score is None else float32(score), "client")
         for hit, score in zip(hits, scores, strict=True)
     ]
     return sorted(scored, key=relevance_order)

@@ -180,7 +180,7 @@ def reconnecting(deadline: Deadline) -> dict[str, Any]:
 
 
 def _is_of_connection(error: BaseException) -> bool:
-    return isinstance(error, SearchError) and error.reason in {"disconnected", "closed"}
+    return isinstance(error, SearchError) and error.is_of_connection
 
 
 def _rerank_error(message: str, lowered: str) -> RerankError:

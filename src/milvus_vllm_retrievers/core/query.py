@@ -190,6 +190,8 @@ class SearchOptions:
         Raises:
             ConfigurationError: A value is out of range, or both filters bind the same template.
         """
+        if k is None and fetch_k is None and expr is None and expr_params is None:
+            return self
         checked_expr(expr)
         clash = set(expr_params or ()) & set(self.expr_params or ())
         if clash:

@@ -135,9 +135,11 @@ class RerankService:
 
     def check_spread(self, texts: Sequence[str | None], scores: Sequence[float | None]) -> None:
         """Warn, once, if different texts all have the same score."""
-        scored = {text for text, score in zip(texts, scores, strict=True) if score is not None}
         values = {float32(score) for score in scores if score is not None}
-        if len(values) != 1 or len(scored) < _LEAST_CONSTANT_SCORES or self._warned.is_set():
+        if len(values) != 1 or self._warned.is_set():
+            return
+        scored = {text for text, score in zip(texts, scores, strict=True) if score is not None}
+        if len(scored) < _LEAST_CONSTANT_SCORES:
             return
         self._warned.set()
         logger.warning(
