@@ -390,6 +390,8 @@ class MilvusVLLMRerank(_Rerank):
         text_field: The VARCHAR field that is reranked.
         partition_names: Partitions to look in; None is all.
         consistency_level: Such as ``"Strong"``; None is the collection's own.
+        search_params: Parameters of the index. An approximate one that does not return every
+            row needs some that have it look everywhere, such as ``{"nprobe": nlist}`` for IVF.
         timeout: Seconds for one call as a whole; None waits without limit.
         top_n: Documents to return; None is all.
         on_missing: Documents without a row ``"raise"`` (default), or are returned last, marked
@@ -413,6 +415,7 @@ class MilvusVLLMRerank(_Rerank):
     text_field: str | None = None
     partition_names: Sequence[str] | None = None
     consistency_level: str | int | None = None
+    search_params: Mapping[str, Any] | None = None
     timeout: float | None = None
     on_missing: OnMissing = "raise"
 

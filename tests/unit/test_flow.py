@@ -770,16 +770,36 @@ def test_milvus_ranks_the_items_rows(version: str, provider: str) -> None:
 def test_items_without_a_row_are_an_error_that_counts_them() -> None:
     flow = rank(VLLMRanker(URL), [*ITEMS, Item("none", "a-uuid")])
     next(flow)
+    lookup = flow.send([rows((1, None, 0.5), (3, None, 0.25))])
+    assert (lookup.method, lookup.arguments["filter"]) == ("query", "pk in [2]")
 
     with pytest.raises(SearchError, match=r"2 of 4 items have no row .* the first has id '2'"):
-        flow.send([rows((1, None, 0.5), (3, None, 0.25))])
+        flow.send([])
+
+
+@pytest.mark.parametrize("on_error", ["raise", "client", "skip"])
+def test_rows_that_an_approximate_index_has_not_returned_are_not_called_gone(on_error: Any) -> None:
+    flow = rank(VLLMRanker(URL, on_error=on_error), on_missing="keep")
+    next(flow)
+    flow.send([rows((1, None, 0.5), (3, None, 0.25))])
+
+    if on_error == "raise":
+        with pytest.raises(SearchError, match=r"did not return 1 rows .* has key 2: it is approx"):
+            flow.send([{"pk": 2}])
+    elif on_error == "client":
+        assert flow.send([{"pk": 2}]).steps[0].texts == ["one", "two", "three"]
+    else:
+        ranked = finish(flow, [{"pk": 2}])
+        assert [r.index for r in ranked] == [0, 1, 2]
+        assert "approximate" in ranked[0].rerank_error
 
 
 def test_items_without_a_row_may_be_kept_last_and_marked() -> None:
     flow = rank(VLLMRanker(URL), on_missing="keep")
     next(flow)
+    flow.send([rows((3, None, 0.25))])
 
-    ranked = finish(flow, [rows((3, None, 0.25))])
+    ranked = finish(flow, [])
 
     assert [(r.index, r.reranked_by) for r in ranked] == [(2, "milvus"), (0, None), (1, None)]
     assert ranked[1].rerank_error == "collection 'docs' has no row with this item's primary key"

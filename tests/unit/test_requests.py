@@ -186,7 +186,12 @@ def test_one_leg_of_fetch_k_candidates_returns_k() -> None:
 
 
 def test_rows_are_reranked_by_a_search_that_finds_just_them() -> None:
-    call = rows_call(layout(), [7, 8], SearchOptions(partition_names=["a"]), FUNCTION)
+    call = rows_call(
+        layout(),
+        [7, 8],
+        SearchOptions(search_params={"nprobe": 64}, partition_names=["a"]),
+        FUNCTION,
+    )
 
     assert call == SearchCall(
         "search",
@@ -194,6 +199,7 @@ def test_rows_are_reranked_by_a_search_that_finds_just_them() -> None:
             "collection_name": "docs",
             "data": [[1.0, 0.0]],
             "anns_field": "dense",
+            "search_params": {"nprobe": 64},
             "filter": "pk in [7, 8]",
             "limit": 2,
             "output_fields": ["pk"],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from typing_extensions import Self
@@ -294,6 +294,7 @@ class RowRerankArguments(ConnectionArguments, Protocol):
     text_field: str | None
     partition_names: Sequence[str] | None
     consistency_level: str | int | None
+    search_params: Mapping[str, Any] | None
     timeout: float | None
     on_missing: OnMissing
 
@@ -303,7 +304,7 @@ class RowReranker:
 
     Args:
         adapter: The collection, with a ranker.
-        options: Partitions, consistency level and timeout.
+        options: Partitions, consistency level, search parameters and timeout.
         on_missing: Items without a row raise, or are kept last, marked.
     """
 
@@ -323,6 +324,7 @@ class RowReranker:
         options = SearchOptions(
             partition_names=arguments.partition_names,
             consistency_level=arguments.consistency_level,
+            search_params=arguments.search_params,
             timeout=arguments.timeout,
         )
         connection = MilvusConnection.of(arguments)

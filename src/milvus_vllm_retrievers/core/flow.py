@@ -297,21 +297,18 @@ def rank_rows(
         service: The model.
         query: The question.
         items: What to rank.
-        options: Partitions and consistency level.
+        options: Partitions, consistency level and search parameters.
         deadline: When it must be done.
         on_missing: What to do with items that have no row: raise, or keep them last, marked.
     """
     keys = [target.layout.keys_of(item) for item in items]
-    asked = list(dict.fromkeys(key for may_be in keys for key in may_be))
-    if len(asked) > MAX_LIMIT:
-        raise ConfigurationError(f"at most {MAX_LIMIT:,} items can be reranked at once")
     on_error = service.ranker.on_error
     try:
         rest = service.in_milvus.rest() if on_error != "raise" else None
         if rest is not None:
             raise rest
         limit = deadline.share(_SHARE_BEFORE_FALLBACK.get(on_error, 1.0))
-        scores = yield from _scores_by_key(target, service.ranker, query, asked, options, limit)
+        scores = yield from _scores_by_key(target, service.ranker, query, keys, options, limit)
     except (RerankError, SearchError) as error:
         if on_error == "raise":
             raise
@@ -336,22 +333,47 @@ def _scores_by_key(
     target: Target,
     ranker: VLLMRanker,
     query: Query,
-    keys: Sequence[PrimaryKey],
+    keys: Sequence[Sequence[PrimaryKey]],
     options: SearchOptions,
     deadline: Deadline,
 ) -> Flow[dict[PrimaryKey, float]]:
-    if not keys:
+    """Have the rows scored that have one of each item's keys."""
+    layout = target.layout
+    asked = list(dict.fromkeys(key for may_be in keys for key in may_be))
+    if len(asked) > MAX_LIMIT:
+        raise ConfigurationError(f"at most {MAX_LIMIT:,} items can be reranked at once")
+    if not asked:
         return {}
     function = ranker.to_function(
         query.text, target.text_field, provider=_provider(target.server, "MilvusVLLMRerank")
     )
-    call = requests.rows_call(target.layout, keys, options, function)
     try:
+        call = requests.rows_call(layout, asked, options, function)
         rows = (yield from _call(target, call, deadline))[0]
     except SearchError as error:
         raise _meant_in_reranking(error) from error.__cause__
-    hits = hits_.read_hits(rows, target.layout.primary_key, target.text_field)
-    return {hit.pk: hit.retrieval_score or 0.0 for hit in hits}
+    hits = hits_.read_hits(rows, layout.primary_key, target.text_field)
+    scores = {hit.pk: hit.retrieval_score or 0.0 for hit in hits}
+    lost = [key for may_be in keys if not scores.keys() & set(may_be) for key in may_be]
+    if lost:
+        yield from _check_gone(target, lost, options, deadline)
+    return scores
+
+
+def _check_gone(
+    target: Target, keys: Sequence[PrimaryKey], options: SearchOptions, deadline: Deadline
+) -> Flow[None]:
+    """Make sure that rows which a search has not returned are gone, not just not found."""
+    layout = target.layout
+    arguments = requests.lookup_arguments(layout, keys, options)
+    what = f"query of collection {layout.name!r}"
+    rows = yield CallMilvus(what, "query", arguments, deadline)
+    if rows:
+        raise SearchError(
+            f"the index of collection {layout.name!r} did not return {len(rows)} rows that are "
+            f"there, the first has key {rows[0][layout.primary_key]!r}: it is approximate. Pass "
+            "search_params that have it look everywhere, or use VLLMRerank"
+        )
 
 
 def _prepared(

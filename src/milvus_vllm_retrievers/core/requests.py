@@ -144,19 +144,33 @@ def rows_call(
     Args:
         layout: The collection; it needs a dense field.
         keys: Primary keys, at most 16,384.
-        options: Partitions and consistency level.
+        options: Partitions, consistency level and search parameters.
         function: The rerank Function, bound to one query.
     """
     vector = layout.vector_for_keys()
     any_vector = [1.0] + [0.0] * ((vector.dim or 1) - 1)
+    leg = Leg(vector, [_dense(vector.type, any_vector)])
     arguments = {
         **_shared(layout.name, options, [layout.primary_key], len(keys)),
-        "data": [_dense(vector.type, any_vector)],
+        "data": leg.data,
         "anns_field": vector.name,
-        "filter": f"{layout.primary_key} in {literal(list(keys))}",
+        "search_params": _params(leg, options) or None,
+        "filter": _has_key_in(layout, keys),
         "ranker": function,
     }
     return SearchCall("search", arguments)
+
+
+def lookup_arguments(
+    layout: CollectionLayout, keys: Sequence[int | str], options: SearchOptions
+) -> dict[str, Any]:
+    """Build the arguments of the `query` that tells which of these keys have a row."""
+    shared = _shared(layout.name, options, [layout.primary_key], len(keys))
+    return {**shared, "filter": _has_key_in(layout, keys)}
+
+
+def _has_key_in(layout: CollectionLayout, keys: Sequence[int | str]) -> str:
+    return f"{layout.primary_key} in {literal(list(keys))}"
 
 
 def candidate_limit(legs: Sequence[Leg], options: SearchOptions) -> int:
