@@ -125,6 +125,7 @@ class Target:
         text_field: The field that is reranked.
         output_fields: What is fetched of each hit.
         expr: What `settings.where` says for this layout.
+        metadata_field: The JSON field whose keys count as fields of a row, if there is one.
     """
 
     settings: TargetSettings
@@ -133,6 +134,7 @@ class Target:
     text_field: str
     output_fields: tuple[str, ...]
     expr: str | None
+    metadata_field: str | None = None
 
 
 def find_target(settings: TargetSettings, deadline: Deadline) -> Flow[Target]:
@@ -155,6 +157,7 @@ def find_target(settings: TargetSettings, deadline: Deadline) -> Flow[Target]:
         text_field=text_field,
         output_fields=tuple(layout.output_fields(settings.output_fields, text_field)),
         expr=settings.where(layout) if settings.where else None,
+        metadata_field=layout.metadata_field(text_field),
     )
 
 
@@ -448,7 +451,12 @@ class _Search:
         # Milvus reranks the queries of one request one after another: several requests share them.
         size = math.ceil(len(self.queries) / ranker.max_concurrency)
         every = range(len(self.queries))
-        parts = [self.of(every[start : start + size]) for start in every[::size]]
+        starts = every[::size]
+        parts = (
+            [self]
+            if len(starts) == 1
+            else [self.of(every[start : start + size]) for start in starts]
+        )
         answers = yield from _calls(
             self.target,
             [part.reranked_call(ranker) for part in parts],
@@ -480,10 +488,12 @@ class _Search:
         )
 
     def _hits(self, answer: Sequence[Any]) -> list[list[Hit]]:
-        layout, text_field = self.target.layout, self.target.text_field
-        metadata_field = layout.metadata_field(text_field)
+        target = self.target
         return [
-            hits_.read_hits(rows, layout.primary_key, text_field, metadata_field) for rows in answer
+            hits_.read_hits(
+                rows, target.layout.primary_key, target.text_field, target.metadata_field
+            )
+            for rows in answer
         ]
 
 

@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from milvus_vllm_retrievers.core.hits import float32
 from milvus_vllm_retrievers.errors import MilvusVLLMError, RerankError, RerankStatusError
 from milvus_vllm_retrievers.ranker import VLLMRanker
 
@@ -135,7 +134,7 @@ class RerankService:
 
     def check_spread(self, texts: Sequence[str | None], scores: Sequence[float | None]) -> None:
         """Warn, once, if different texts all have the same score."""
-        values = {float32(score) for score in scores if score is not None}
+        values = {score for score in scores if score is not None}
         if len(values) != 1 or self._warned.is_set():
             return
         scored = {text for text, score in zip(texts, scores, strict=True) if score is not None}
