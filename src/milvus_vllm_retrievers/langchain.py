@@ -32,7 +32,6 @@ from milvus_vllm_retrievers.core.adapter import (
     RowReranker,
     TextReranker,
 )
-from milvus_vllm_retrievers.core.flow import TargetSettings
 from milvus_vllm_retrievers.core.hits import Hit, Ranking, rescored
 from milvus_vllm_retrievers.core.milvus import DEFAULT_URI, MilvusConnection
 from milvus_vllm_retrievers.core.query import (
@@ -44,6 +43,7 @@ from milvus_vllm_retrievers.core.query import (
     SearchOptions,
     sparse_encoder,
 )
+from milvus_vllm_retrievers.core.target import TargetSettings
 from milvus_vllm_retrievers.errors import MissingDependencyError, configuration_errors
 from milvus_vllm_retrievers.explain import Explanation, aexplain, explain
 from milvus_vllm_retrievers.ranker import VLLMRanker, ranker_from, server_ranker

@@ -34,10 +34,10 @@ from milvus_vllm_retrievers.core.adapter import (
     RowReranker,
     TextReranker,
 )
-from milvus_vllm_retrievers.core.flow import TargetSettings
 from milvus_vllm_retrievers.core.hits import Ranking
 from milvus_vllm_retrievers.core.milvus import DEFAULT_URI, ConnectionSettings, MilvusConnection
 from milvus_vllm_retrievers.core.query import Item, OnMissing, SearchOptions, check_count
+from milvus_vllm_retrievers.core.target import TargetSettings
 from milvus_vllm_retrievers.errors import (
     ConfigurationError,
     MissingDependencyError,

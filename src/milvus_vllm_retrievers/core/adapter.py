@@ -7,14 +7,17 @@ from typing import Any, Protocol, TypeVar
 
 from typing_extensions import Self
 
-from milvus_vllm_retrievers.core import flow
 from milvus_vllm_retrievers.core.deadline import Deadline
 from milvus_vllm_retrievers.core.drivers import AsyncDriver, SyncDriver
-from milvus_vllm_retrievers.core.flow import Flow, Target, TargetSettings
+from milvus_vllm_retrievers.core.flow import candidates, retrieve
 from milvus_vllm_retrievers.core.hits import Hit, Ranking
 from milvus_vllm_retrievers.core.milvus import ConnectionArguments, MilvusConnection
 from milvus_vllm_retrievers.core.query import Item, OnMissing, Query, SearchOptions
+from milvus_vllm_retrievers.core.rows import rank_rows
 from milvus_vllm_retrievers.core.service import RerankService, logger
+from milvus_vllm_retrievers.core.steps import Flow
+from milvus_vllm_retrievers.core.target import Target, TargetSettings, find_target
+from milvus_vllm_retrievers.core.texts import rank_texts
 from milvus_vllm_retrievers.core.vllm import VLLMClient
 from milvus_vllm_retrievers.errors import ConfigurationError, SearchError
 from milvus_vllm_retrievers.ranker import VLLMRanker
@@ -180,7 +183,7 @@ class MilvusVLLMAdapter:
         return (
             yield from self._on_target(
                 options,
-                lambda target, deadline: flow.retrieve(
+                lambda target, deadline: retrieve(
                     target, self._service, queries, options, deadline
                 ),
             )
@@ -189,7 +192,7 @@ class MilvusVLLMAdapter:
     def _candidates(self, query: Query, options: SearchOptions) -> Flow[list[Hit]]:
         found = yield from self._on_target(
             options,
-            lambda target, deadline: flow.candidates(target, [query], options, deadline),
+            lambda target, deadline: candidates(target, [query], options, deadline),
         )
         return found[0]
 
@@ -202,7 +205,7 @@ class MilvusVLLMAdapter:
         return (
             yield from self._on_target(
                 options,
-                lambda target, deadline: flow.rank_rows(
+                lambda target, deadline: rank_rows(
                     target, service, query, items, options, deadline, on_missing
                 ),
             )
@@ -215,7 +218,7 @@ class MilvusVLLMAdapter:
         deadline = Deadline.after(options.timeout)
         target = self._target
         if target is None:
-            target = self._target = yield from flow.find_target(self._settings, deadline)
+            target = self._target = yield from find_target(self._settings, deadline)
             self._report(target)
         try:
             return (yield from use(target, deadline))
@@ -283,7 +286,7 @@ class TextReranker:
 
     def _ranking(self, query: Query, items: Sequence[Item]) -> Flow[list[Ranking]]:
         texts = [item.text for item in items]
-        return flow.rank_texts(self._service, query, texts, Deadline.after(self._timeout))
+        return rank_texts(self._service, query, texts, Deadline.after(self._timeout))
 
 
 class RowRerankArguments(ConnectionArguments, Protocol):

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 from tenacity import AsyncRetrying, Retrying
 
 from milvus_vllm_retrievers.core.deadline import Deadline
-from milvus_vllm_retrievers.core.flow import CallMilvus, Encode, Flow, Rerank, Step, Together
 from milvus_vllm_retrievers.core.milvus import MilvusConnection, reconnecting
+from milvus_vllm_retrievers.core.steps import CallMilvus, Encode, Flow, Rerank, Step, Together
 from milvus_vllm_retrievers.core.vllm import VLLMClient
 from milvus_vllm_retrievers.errors import MilvusVLLMError, SearchError
 

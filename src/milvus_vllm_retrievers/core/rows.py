@@ -1,0 +1,118 @@
+"""Having Milvus rank items by the primary keys of their rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from milvus_vllm_retrievers.core import hits as hits_
+from milvus_vllm_retrievers.core import requests
+from milvus_vllm_retrievers.core.calls import (
+    before_fallback,
+    call_once,
+    meant_in_reranking,
+    provider_of,
+)
+from milvus_vllm_retrievers.core.deadline import Deadline
+from milvus_vllm_retrievers.core.hits import PrimaryKey, Ranking
+from milvus_vllm_retrievers.core.query import MAX_LIMIT, Item, OnMissing, Query, SearchOptions
+from milvus_vllm_retrievers.core.service import RerankService
+from milvus_vllm_retrievers.core.steps import CallMilvus, Flow
+from milvus_vllm_retrievers.core.target import Target
+from milvus_vllm_retrievers.core.texts import rank_texts
+from milvus_vllm_retrievers.errors import ConfigurationError, RerankError, SearchError
+from milvus_vllm_retrievers.ranker import VLLMRanker
+
+
+def rank_rows(
+    target: Target,
+    service: RerankService,
+    query: Query,
+    items: Sequence[Item],
+    options: SearchOptions,
+    deadline: Deadline,
+    on_missing: OnMissing,
+) -> Flow[list[Ranking]]:
+    """Have Milvus rank items by their primary keys.
+
+    Args:
+        target: The collection.
+        service: The model.
+        query: The question.
+        items: What to rank.
+        options: Partitions, consistency level and search parameters.
+        deadline: When it must be done.
+        on_missing: What to do with items that have no row: raise, or keep them last, marked.
+    """
+    keys = [target.layout.keys_of(item) for item in items]
+    on_error = service.ranker.on_error
+    try:
+        rest = service.in_milvus.rest() if on_error != "raise" else None
+        if rest is not None:
+            raise rest
+        limit = before_fallback(deadline, on_error)
+        scores = yield from _scores_by_key(target, service.ranker, query, keys, options, limit)
+    except (RerankError, SearchError) as error:
+        if on_error == "raise":
+            raise
+        service.in_milvus.failed(error)
+        if on_error == "client":
+            texts = [item.text for item in items]
+            return (yield from rank_texts(service, query, texts, deadline))
+        return hits_.as_given(range(len(items)), str(error))
+    service.in_milvus.succeeded()
+    rankings = hits_.ranked_by_milvus(keys, scores, target.layout.name)
+    missing = [ranking.index for ranking in rankings if ranking.reranked_by is None]
+    if missing and on_missing == "raise":
+        raise SearchError(
+            f"{len(missing)} of {len(items)} items have no row in collection "
+            f"{target.layout.name!r}, the first has id {items[missing[0]].id!r}. Pass "
+            "on_missing='keep' to get such items last, marked"
+        )
+    return rankings
+
+
+def _scores_by_key(
+    target: Target,
+    ranker: VLLMRanker,
+    query: Query,
+    keys: Sequence[Sequence[PrimaryKey]],
+    options: SearchOptions,
+    deadline: Deadline,
+) -> Flow[dict[PrimaryKey, float]]:
+    """Have the rows scored that have one of each item's keys."""
+    layout = target.layout
+    asked = list(dict.fromkeys(key for may_be in keys for key in may_be))
+    if len(asked) > MAX_LIMIT:
+        raise ConfigurationError(f"at most {MAX_LIMIT:,} items can be reranked at once")
+    if not asked:
+        return {}
+    function = ranker.to_function(
+        query.text, target.text_field, provider=provider_of(target.server, "MilvusVLLMRerank")
+    )
+    try:
+        call = requests.rows_call(layout, asked, options, function)
+        rows = (yield from call_once(target, call, deadline))[0]
+    except SearchError as error:
+        raise meant_in_reranking(error) from error.__cause__
+    hits = hits_.read_hits(rows, layout.primary_key, target.text_field)
+    scores = {hit.pk: hit.retrieval_score or 0.0 for hit in hits}
+    lost = [key for may_be in keys if not scores.keys() & set(may_be) for key in may_be]
+    if lost:
+        yield from _check_gone(target, lost, options, deadline)
+    return scores
+
+
+def _check_gone(
+    target: Target, keys: Sequence[PrimaryKey], options: SearchOptions, deadline: Deadline
+) -> Flow[None]:
+    """Make sure that rows which a search has not returned are gone, not just not found."""
+    layout = target.layout
+    arguments = requests.lookup_arguments(layout, keys, options)
+    what = f"query of collection {layout.name!r}"
+    rows = yield CallMilvus(what, "query", arguments, deadline)
+    if rows:
+        raise SearchError(
+            f"the index of collection {layout.name!r} did not return {len(rows)} rows that are "
+            f"there, the first has key {rows[0][layout.primary_key]!r}: it is approximate. Pass "
+            "search_params that have it look everywhere, or use VLLMRerank"
+        )

@@ -1,0 +1,61 @@
+"""What a flow may ask for: the steps that it yields, and that `drivers` does.
+
+A flow is a generator that is sent each step's result, or has its error thrown in. It never touches
+a socket, so that one flow serves blocking and async callers, and a test can drive it by hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from milvus_vllm_retrievers.core.deadline import Deadline
+from milvus_vllm_retrievers.core.query import Encoder, Query
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Encode:
+    """Turn queries into vectors."""
+
+    encoder: Encoder
+    queries: Sequence[Query]
+    deadline: Deadline
+
+
+@dataclass(frozen=True, slots=True)
+class CallMilvus:
+    """Call a method of the Milvus client."""
+
+    what: str
+    method: str
+    arguments: Mapping[str, Any]
+    deadline: Deadline
+
+
+@dataclass(frozen=True, slots=True)
+class Rerank:
+    """Ask vLLM for the scores of texts."""
+
+    query: str
+    texts: Sequence[str]
+    deadline: Deadline
+
+
+@dataclass(frozen=True, slots=True)
+class Together:
+    """Do several steps at once, at most `limit` in flight.
+
+    The first error ends them all, unless `errors_apart`: then a step's error of this package
+    takes the place of its result.
+    """
+
+    steps: Sequence[Rerank | CallMilvus]
+    limit: int
+    errors_apart: bool = False
+
+
+Step = Encode | CallMilvus | Rerank | Together
+Flow = Generator[Step, Any, T]
