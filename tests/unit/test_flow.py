@@ -18,9 +18,9 @@ from milvus_vllm_retrievers import (
 from milvus_vllm_retrievers.core.deadline import Deadline
 from milvus_vllm_retrievers.core.flow import candidates, reranks_in_milvus, retrieve
 from milvus_vllm_retrievers.core.hits import NO_TEXT, Hit, Ranking, as_given
-from milvus_vllm_retrievers.core.milvus import Server
 from milvus_vllm_retrievers.core.query import Encoder, Encoders, Item, Query, SearchOptions
 from milvus_vllm_retrievers.core.rows import rank_rows
+from milvus_vllm_retrievers.core.server import Server
 from milvus_vllm_retrievers.core.service import FAILURES_BEFORE_REST, RerankService
 from milvus_vllm_retrievers.core.steps import CallMilvus, Encode, Flow, Rerank, Together
 from milvus_vllm_retrievers.core.target import Target, TargetSettings, find_target

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from milvus_vllm_retrievers.core.deadline import Deadline
-from milvus_vllm_retrievers.core.milvus import Server
 from milvus_vllm_retrievers.core.requests import SearchCall
+from milvus_vllm_retrievers.core.server import Server
 from milvus_vllm_retrievers.core.steps import CallMilvus, Flow, Together
 from milvus_vllm_retrievers.core.target import Target
 from milvus_vllm_retrievers.errors import (

@@ -18,9 +18,9 @@ from milvus_vllm_retrievers.core.calls import (
 )
 from milvus_vllm_retrievers.core.deadline import Deadline
 from milvus_vllm_retrievers.core.hits import Hit
-from milvus_vllm_retrievers.core.milvus import Server
 from milvus_vllm_retrievers.core.query import Query, SearchOptions
 from milvus_vllm_retrievers.core.requests import Leg, SearchCall
+from milvus_vllm_retrievers.core.server import Server
 from milvus_vllm_retrievers.core.service import RerankService
 from milvus_vllm_retrievers.core.steps import Encode, Flow
 from milvus_vllm_retrievers.core.target import Target

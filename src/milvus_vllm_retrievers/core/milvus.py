@@ -1,8 +1,7 @@
-"""Milvus at the edge: what a server can do, what its errors mean, and the connections."""
+"""Connections to Milvus: owned or borrowed, blocking and one per event loop, healed when lost."""
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import threading
@@ -16,27 +15,20 @@ from tenacity import retry_if_exception, stop_after_attempt, stop_after_delay, w
 
 from milvus_vllm_retrievers.core.deadline import Deadline
 from milvus_vllm_retrievers.core.fork import forget_in_child
+from milvus_vllm_retrievers.core.milvus_errors import explain_error
 from milvus_vllm_retrievers.core.per_loop import PerLoop
 from milvus_vllm_retrievers.errors import (
     ConfigurationError,
     MilvusVLLMError,
-    RerankConnectionError,
-    RerankError,
-    RerankStatusError,
-    RerankTimeoutError,
     SearchError,
-    SearchFailure,
     excerpt,
     redacted,
 )
-from milvus_vllm_retrievers.ranker import Provider
 
 if TYPE_CHECKING:
     from pymilvus import AsyncMilvusClient, MilvusClient
 
-_FIRST_WITH_RERANK = (2, 6)
 _FIRST_WITH_SAFE_CLOSE = (2, 6, 10)
-_FIRST_LITE_WITH_RERANK = (3, 0)
 DEFAULT_URI = "http://localhost:19530"
 _NO_DEADLINE = Deadline()
 _PROCESS = os.getpid()
@@ -45,123 +37,6 @@ _PROCESS = os.getpid()
 _GRPC_OPTIONS = {"grpc.initial_reconnect_backoff_ms": 100, "grpc.max_reconnect_backoff_ms": 1000}
 # Milvus Lite's server hangs up on clients that ping as often as pymilvus's do.
 _GRPC_OPTIONS_OF_LITE = {"grpc.keepalive_time_ms": 3_600_000}
-
-
-@dataclass(frozen=True, slots=True)
-class Server:
-    """What a Milvus server can do, as far as its version tells.
-
-    Attributes:
-        version: The version as the server words it.
-        known: Whether the version could be read.
-        provider: The rerank provider through which it reaches vLLM; None if it has none and
-            ignores rerank Functions in silence.
-    """
-
-    version: str
-    known: bool
-    provider: Provider | None
-
-    @classmethod
-    def from_version(cls, version: str) -> Server:
-        """Read ``2.6.4``, ``v2.6.4-dev``, ``milvus_lite-3.2.2`` or a sentence with a version."""
-        lite = re.search(r"milvus[_-]lite\D*(\d+)\.(\d+)", version, re.IGNORECASE)
-        if lite:
-            capable = _numbers(lite) >= _FIRST_LITE_WITH_RERANK
-            return cls(version, known=True, provider="cohere" if capable else None)
-        found = re.search(r"(\d+)\.(\d+)", version)
-        if not found:
-            return cls(version, known=False, provider="vllm")
-        capable = _numbers(found) >= _FIRST_WITH_RERANK
-        return cls(version, known=True, provider="vllm" if capable else None)
-
-    @property
-    def is_lite(self) -> bool:
-        """Whether this is Milvus Lite 3 or later."""
-        return self.provider == "cohere"
-
-
-def _numbers(found: re.Match[str]) -> tuple[int, ...]:
-    return tuple(int(group) for group in found.groups())
-
-
-# What servers say when the rerank service, not the search, failed. Milvus wraps it in
-# "call service failed"; Milvus Lite's Cohere provider has words of its own.
-_RERANK_FAILED = ("call service failed", "cohere api")
-_TIMED_OUT = ("timed out", "deadline exceeded", "context deadline")
-_UNREACHABLE = ("connection refused", "connection error", "no such host", "connection reset")
-
-# Texts of server errors, lower case, and what a user can do about each.
-_HINTS = (
-    ("unknown rerank model provider", "this Milvus has no provider 'vllm': use mode='client'"),
-    ("unknown rerank provider", "this Milvus has no such provider: use mode='client'"),
-    ("is disabled", "enable provider vllm in milvus.yaml, or use mode='client'"),
-    ("unsupported reranker", "this Milvus cannot rerank by a model: use mode='client'"),
-    ("not a valid http/https link", "set the ranker's server_endpoint to vLLM's base URL"),
-    ("must be varchar", "name a VARCHAR field with text_field="),
-    ("not loaded", "load the collection first: client.load_collection(...)"),
-    ("in state 'released'", "load the collection first: client.load_collection(...)"),
-    ("does not exist", "check collection_name, db_name and the Milvus uri"),
-    ("can't find collection", "check collection_name, db_name and the Milvus uri"),
-    ("collection not found", "check collection_name, db_name and the Milvus uri"),
-    ("cannot parse expression", "check the filter (expr)"),
-    ("unexpected character", "check the filter (expr)"),
-    ("filter parse", "check the filter (expr)"),
-    ("deadline_exceeded", "raise timeout, or search fewer candidates"),
-    ("unimplemented", "this Milvus is too old for it; several vector fields need 2.4 or later"),
-)
-
-
-# Texts, lower case, by which failures are told apart that something else is done about.
-_REASONS: tuple[tuple[str, SearchFailure], ...] = (
-    ("not loaded", "not_loaded"),
-    ("in state 'released'", "not_loaded"),
-    ("should create connection first", "closed"),
-    ("closed channel", "closed"),
-    ("channel closed", "closed"),
-    ("no channel in handler", "closed"),
-    ("context deadline exceeded", "rerank_timeout"),
-    ("deadline_exceeded", "timeout"),
-    ("retry timeout", "timeout"),
-    ("fail connecting to server", "disconnected"),
-    ("unavailable", "disconnected"),
-    ("server disconnected", "disconnected"),
-)
-
-
-def explain_error(error: Exception, what: str) -> MilvusVLLMError:
-    """Translate what pymilvus raised.
-
-    Args:
-        error: A MilvusException, what grpc raised, or asyncio's TimeoutError.
-        what: What was tried, for the message, such as ``search of collection 'docs'``.
-
-    Returns:
-        A `RerankError` where the rerank service failed inside the search, else a `SearchError`.
-    """
-    if isinstance(error, asyncio.TimeoutError):
-        return SearchError(
-            f"{what} took longer than the call's timeout (raise timeout, or search fewer "
-            "candidates)",
-            reason="timeout",
-        )
-    full = _message(error)
-    message, lowered = excerpt(full), full.lower()
-    if any(sign in lowered for sign in _RERANK_FAILED):
-        return _rerank_error(message, lowered)
-    hint = next((advice for sign, advice in _HINTS if sign in lowered), None)
-    return SearchError(
-        f"{what} failed: {message}" + (f" ({hint})" if hint else ""),
-        reason=next((reason for sign, reason in _REASONS if sign in lowered), None),
-    )
-
-
-def _message(error: Exception) -> str:
-    """Return what was said: pymilvus passes some of grpc's errors on as they are, pages long."""
-    code, details = getattr(error, "code", None), getattr(error, "details", None)
-    if callable(code) and callable(details):
-        return f"{getattr(code(), 'name', code())}: {details()}"
-    return str(getattr(error, "message", "") or error)
 
 
 def reconnecting(deadline: Deadline) -> dict[str, Any]:
@@ -181,31 +56,6 @@ def reconnecting(deadline: Deadline) -> dict[str, Any]:
 
 def _is_of_connection(error: BaseException) -> bool:
     return isinstance(error, SearchError) and error.is_of_connection
-
-
-def _rerank_error(message: str, lowered: str) -> RerankError:
-    text = f"reranking inside Milvus failed: {message}"
-    if any(sign in lowered for sign in _TIMED_OUT):
-        return RerankTimeoutError(text)
-    if any(sign in lowered for sign in _UNREACHABLE):
-        return RerankConnectionError(
-            f"{text} (vLLM must be reachable from Milvus: set server_endpoint, or mode='client')"
-        )
-    status = re.search(r"(?:api error |status(?: code)?:? |code:? |errs:\[)(\d{3})\b", lowered)
-    if not status:
-        return RerankError(text)
-    return RerankStatusError(
-        text + _length_hint(lowered), status_code=int(status.group(1)), body=excerpt(message)
-    )
-
-
-def _length_hint(lowered: str) -> str:
-    if "maximum context length" not in lowered and "max_model_len" not in lowered:
-        return ""
-    return (
-        " (Milvus Lite cannot truncate: shorten the stored text, use mode='client', or "
-        "on_error='client' for such queries)"
-    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from milvus_vllm_retrievers.core.collection import CollectionLayout
 from milvus_vllm_retrievers.core.deadline import Deadline
-from milvus_vllm_retrievers.core.milvus import Server
 from milvus_vllm_retrievers.core.query import Encoders
+from milvus_vllm_retrievers.core.server import Server
 from milvus_vllm_retrievers.core.steps import CallMilvus, Flow
 
 
