@@ -10,7 +10,6 @@ retriever.invoke("how do I rotate the keys?")
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,6 +40,7 @@ from milvus_vllm_retrievers.core.query import (
     OnMissing,
     Query,
     SearchOptions,
+    encoded_together,
     sparse_encoder,
 )
 from milvus_vllm_retrievers.core.target import TargetSettings
@@ -460,6 +460,6 @@ def _encoder(embedding: Any) -> Encoder:
         return [embedding.embed_query(query.text) for query in queries]
 
     async def aencode(queries: Sequence[Query]) -> list[list[float]]:
-        return list(await asyncio.gather(*(embedding.aembed_query(q.text) for q in queries)))
+        return await encoded_together([embedding.aembed_query(query.text) for query in queries])
 
     return Encoder(encode, aencode)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any, cast
@@ -13,7 +12,13 @@ from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle, QueryT
 from llama_index.core.vector_stores.utils import metadata_dict_to_node
 
 from milvus_vllm_retrievers.core.hits import NO_TEXT, SCORE_KEYS, Hit, rescored
-from milvus_vllm_retrievers.core.query import Encoder, Encoders, Query, sparse_encoder
+from milvus_vllm_retrievers.core.query import (
+    Encoder,
+    Encoders,
+    Query,
+    encoded_together,
+    sparse_encoder,
+)
 from milvus_vllm_retrievers.errors import ConfigurationError
 
 
@@ -142,10 +147,8 @@ def _dense_encoder(model: Any) -> Encoder:
         return [model.get_agg_embedding_from_queries(texts(query)) for query in queries]
 
     async def aencode(queries: Sequence[Query]) -> list[list[float]]:
-        return list(
-            await asyncio.gather(
-                *(model.aget_agg_embedding_from_queries(texts(query)) for query in queries)
-            )
+        return await encoded_together(
+            [model.aget_agg_embedding_from_queries(texts(query)) for query in queries]
         )
 
     return Encoder(encode, aencode)

@@ -80,11 +80,8 @@ def _prepared(
 
 
 def _legs(target: Target, queries: Sequence[Query], deadline: Deadline) -> Flow[list[Leg]]:
-    settings = target.settings
     embeddings = [query.embedding for query in queries if query.embedding is not None]
-    searched = target.layout.searched_fields(
-        settings.vector_field, settings.encoders, embedded=len(embeddings) == len(queries)
-    )
+    searched = target.searched_fields(embedded=len(embeddings) == len(queries))
     encoded: dict[int, Sequence[Any]] = {}
     legs = []
     for vector, encoder in searched:
@@ -197,11 +194,11 @@ def _reranked_by_milvus(search: _Search, service: RerankService) -> Flow[list[li
         for i, hits in enumerate(found)
         if not isinstance(hits, MilvusVLLMError)
     }
-    if errors:
+    if not errors:
+        service.in_milvus.succeeded()
+    else:
         fallen = yield from _fall_back(search.of(list(errors)), service, list(errors.values()))
         ranked.update(zip(errors, fallen, strict=True))
-    else:
-        service.in_milvus.succeeded()
     return [ranked[i] for i in range(len(found))]
 
 

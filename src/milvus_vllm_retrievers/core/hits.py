@@ -59,8 +59,10 @@ class Hit:
 
     def scores(self) -> dict[str, Any]:
         """Return what a front end writes into an item's metadata, by its public names."""
-        known = {} if self.retrieval_score is None else {"retrieval_score": self.retrieval_score}
-        return {**_metadata(self), **known}
+        metadata = _metadata(self)
+        if self.retrieval_score is not None:
+            metadata["retrieval_score"] = self.retrieval_score
+        return metadata
 
 
 def read_hits(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from milvus_vllm_retrievers.core.filters import all_of, checked_expr
 from milvus_vllm_retrievers.errors import ConfigurationError, excerpt
@@ -18,6 +19,7 @@ MAX_LIMIT = 16_384
 # one could stand for every partition.
 _PARTITION_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_$-]*")
 
+T = TypeVar("T")
 OnMissing = Literal["raise", "keep"]
 DenseVector = Sequence[float]
 SparseVector = Mapping[int, float]
@@ -71,6 +73,13 @@ class Encoder:
 
     encode: Callable[[Sequence[Query]], Sequence[Any]]
     aencode: Callable[[Sequence[Query]], Awaitable[Sequence[Any]]]
+
+
+async def encoded_together(encodings: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Await several encodings at once; one alone without the cost of a task."""
+    if len(encodings) == 1:
+        return [await encodings[0]]
+    return list(await asyncio.gather(*encodings))
 
 
 def sparse_encoder(source: Any) -> Encoder:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from milvus_vllm_retrievers.core.collection import CollectionLayout
+from milvus_vllm_retrievers.core.collection import CollectionLayout, VectorField
 from milvus_vllm_retrievers.core.deadline import Deadline
-from milvus_vllm_retrievers.core.query import Encoders
+from milvus_vllm_retrievers.core.query import Encoder, Encoders
 from milvus_vllm_retrievers.core.server import Server
 from milvus_vllm_retrievers.core.steps import CallMilvus, Flow
+
+Searched = tuple[tuple[VectorField, Encoder | None], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +46,8 @@ class Target:
         text_field: The field that is reranked.
         output_fields: What is fetched of each hit.
         expr: What `settings.where` says for this layout.
+        searched: The vector fields to search and their encoders, by whether queries come with a
+            vector of their own; filled by `searched_fields`.
         metadata_field: The JSON field whose keys count as fields of a row, if there is one.
     """
 
@@ -54,6 +58,19 @@ class Target:
     output_fields: tuple[str, ...]
     expr: str | None
     metadata_field: str | None = None
+    searched: dict[bool, Searched] = field(default_factory=dict, compare=False, repr=False)
+
+    def searched_fields(self, *, embedded: bool) -> Searched:
+        """Return the vector fields to search, each with what encodes a query for it.
+
+        Raises:
+            ConfigurationError: A field that was named is missing or out of reach, or all are.
+        """
+        if embedded not in self.searched:
+            self.searched[embedded] = self.layout.searched_fields(
+                self.settings.vector_field, self.settings.encoders, embedded=embedded
+            )
+        return self.searched[embedded]
 
 
 def find_target(settings: TargetSettings, deadline: Deadline) -> Flow[Target]:
