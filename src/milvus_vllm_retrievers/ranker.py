@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import field, fields
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
@@ -202,7 +202,7 @@ class VLLMRanker:
         arguments = {each.name: getattr(self, each.name) for each in fields(self)}
         return partial(type(self), **arguments), ()
 
-    @property
+    @cached_property
     def client_only_reasons(self) -> tuple[str, ...]:
         """Why Milvus cannot do what this ranker asks; empty if it can."""
         reasons = []
@@ -252,19 +252,20 @@ class VLLMRanker:
             raise ConfigurationError(
                 "Milvus cannot rerank as this ranker asks: " + "; ".join(self.client_only_reasons)
             )
-        build = self._cohere_params if provider == "cohere" else self._vllm_params
+        params = self._cohere_params if provider == "cohere" else self._vllm_params
         return Function(
             name=name,
             function_type=FunctionType.RERANK,
             input_field_names=[input_field],
-            params={"reranker": "model", "provider": provider, "queries": texts, **build()},
+            params={"reranker": "model", "provider": provider, "queries": texts, **params},
         )
 
     @property
     def _milvus_endpoint(self) -> str:
         return self.server_endpoint or self.endpoint
 
-    def _vllm_params(self) -> dict[str, Any]:
+    @cached_property
+    def _vllm_params(self) -> Mapping[str, Any]:
         params: dict[str, Any] = {
             "endpoint": self._milvus_endpoint,
             "max_client_batch_size": self.max_client_batch_size or _ONE_BATCH,
@@ -277,7 +278,8 @@ class VLLMRanker:
             params["timeout_ms"] = round(self.timeout * 1000)
         return params
 
-    def _cohere_params(self) -> dict[str, Any]:
+    @property
+    def _cohere_params(self) -> Mapping[str, Any]:
         if self.truncate_prompt_tokens not in {-1, None}:
             raise ConfigurationError(
                 "Milvus Lite cannot truncate: drop truncate_prompt_tokens or use mode='client'"

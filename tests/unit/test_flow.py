@@ -17,7 +17,7 @@ from milvus_vllm_retrievers import (
 )
 from milvus_vllm_retrievers.core.deadline import Deadline
 from milvus_vllm_retrievers.core.flow import candidates, reranks_in_milvus, retrieve
-from milvus_vllm_retrievers.core.hits import NO_TEXT, Hit, Ranking, as_given
+from milvus_vllm_retrievers.core.hits import NO_TEXT, Hit, Ranking, RowReader, as_given
 from milvus_vllm_retrievers.core.query import Encoder, Encoders, Item, Query, SearchOptions
 from milvus_vllm_retrievers.core.rows import rank_rows
 from milvus_vllm_retrievers.core.server import Server
@@ -65,6 +65,7 @@ def target(
         text_field="document",
         output_fields=("pk", "document"),
         expr=expr,
+        rows=RowReader("pk", "document"),
     )
 
 
@@ -132,6 +133,7 @@ def test_a_target_is_read_from_the_collection_and_the_server() -> None:
         "document",
         ("pk", "document"),
         "pk > 0",
+        RowReader("pk", "document"),
     )
 
 

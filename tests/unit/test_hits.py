@@ -13,23 +13,23 @@ from hypothesis import strategies as st
 
 from milvus_vllm_retrievers import SearchError
 from milvus_vllm_retrievers.core.hits import (
+    NO_TEXT,
     Hit,
     Ranking,
+    RowReader,
     above,
     as_given,
     float32,
     ranked_by_client,
     ranked_by_milvus,
-    read_hits,
     relevance_order,
     reranked_by_client,
-    reranked_by_milvus,
     unranked,
 )
 
 
 def read(row: dict[str, Any]) -> Hit:
-    (hit,) = read_hits([row], "pk", "document")
+    (hit,) = RowReader("pk", "document").retrieved([row])
     return hit
 
 
@@ -95,7 +95,10 @@ pools = keys.flatmap(lambda pks: st.tuples(*(st.tuples(st.just(pk), scores) for 
 @given(pools.flatmap(lambda pool: st.tuples(st.just(pool), st.permutations(pool))))
 def test_the_order_of_relevance_does_not_depend_on_the_order_of_retrieval(pools: Any) -> None:
     first, second = (
-        sorted((Hit(pk, "", relevance_score=s) for pk, s in pool), key=relevance_order)
+        sorted(
+            (Hit(pk, "", relevance_score=s) for pk, s in pool),
+            key=lambda hit: relevance_order(hit.relevance_score, hit.pk),
+        )
         for pool in pools
     )
 
@@ -106,16 +109,16 @@ def test_the_order_of_relevance_does_not_depend_on_the_order_of_retrieval(pools:
 
 
 def test_a_score_from_milvus_is_the_relevance_and_no_retrieval_score() -> None:
-    hits = [
-        Hit(2, "b", retrieval_score=0.5),
-        Hit(1, "a", retrieval_score=0.5),
-        Hit(3, "c", {}, 0.9),
+    rows = [
+        {"pk": pk, "distance": score, "entity": {"document": text}}
+        for pk, text, score in [(2, "b", 0.5), (1, "a", 0.5), (4, "", 1.0), (3, "c", 0.9)]
     ]
 
-    assert reranked_by_milvus(hits) == [
-        Hit(3, "c", relevance_score=0.9, reranked_by="milvus"),
-        Hit(1, "a", relevance_score=0.5, reranked_by="milvus"),
-        Hit(2, "b", relevance_score=0.5, reranked_by="milvus"),
+    assert RowReader("pk", "document").reranked(rows) == [
+        Hit(3, "c", {"pk": 3}, relevance_score=0.9, reranked_by="milvus"),
+        Hit(1, "a", {"pk": 1}, relevance_score=0.5, reranked_by="milvus"),
+        Hit(2, "b", {"pk": 2}, relevance_score=0.5, reranked_by="milvus"),
+        Hit(4, "", {"pk": 4}, rerank_error=NO_TEXT),
     ]
 
 
@@ -126,6 +129,7 @@ def test_a_score_from_this_client_stands_beside_the_retrieval_score() -> None:
         Hit(2, "b", {}, 0.8, float32(0.7), "client"),
         Hit(1, "a", {}, 0.9, float32(0.1), "client"),
     ]
+    assert [hit.pk for hit in reranked_by_client(hits, [0.1, 0.7], k=1)] == [2]
 
 
 def test_scores_that_differ_by_less_than_a_float32_are_a_tie() -> None:

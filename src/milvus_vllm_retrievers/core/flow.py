@@ -125,7 +125,8 @@ class _Search:
             self.target.output_fields,
             limit=limit,
         )
-        return self._hits((yield from call_once(self.target, call, self.deadline)))
+        answer = yield from call_once(self.target, call, self.deadline)
+        return [self.target.rows.retrieved(rows) for rows in answer]
 
     def candidates(self) -> Flow[list[list[Hit]]]:
         return self.plain(requests.candidate_limit(self.legs, self.options))
@@ -152,7 +153,7 @@ class _Search:
             if isinstance(answer, MilvusVLLMError):
                 found += [meant_in_reranking(answer)] * len(part.queries)
             else:
-                found += self._hits(answer)
+                found += [self.target.rows.reranked(rows) for rows in answer]
         return found
 
     def reranked_call(self, ranker: VLLMRanker) -> SearchCall:
@@ -171,15 +172,6 @@ class _Search:
             search_reranks_exactly=not server.is_lite,
         )
 
-    def _hits(self, answer: Sequence[Any]) -> list[list[Hit]]:
-        target = self.target
-        return [
-            hits_.read_hits(
-                rows, target.layout.primary_key, target.text_field, target.metadata_field
-            )
-            for rows in answer
-        ]
-
 
 def _reranked_by_milvus(search: _Search, service: RerankService) -> Flow[list[list[Hit]]]:
     falls_back = service.ranker.on_error != "raise"
@@ -189,23 +181,15 @@ def _reranked_by_milvus(search: _Search, service: RerankService) -> Flow[list[li
     errors = {i: hits for i, hits in enumerate(found) if isinstance(hits, MilvusVLLMError)}
     if errors and not falls_back:
         raise next(iter(errors.values()))
-    ranked = {
-        i: _ranked_by_milvus(service, hits)
-        for i, hits in enumerate(found)
-        if not isinstance(hits, MilvusVLLMError)
-    }
+    ranked = {i: hits for i, hits in enumerate(found) if not isinstance(hits, MilvusVLLMError)}
+    for hits in ranked.values():
+        service.check_spread([hit.text for hit in hits], [hit.relevance_score for hit in hits])
     if not errors:
         service.in_milvus.succeeded()
     else:
         fallen = yield from _fall_back(search.of(list(errors)), service, list(errors.values()))
         ranked.update(zip(errors, fallen, strict=True))
     return [ranked[i] for i in range(len(found))]
-
-
-def _ranked_by_milvus(service: RerankService, hits: Sequence[Hit]) -> list[Hit]:
-    ranked = hits_.reranked_by_milvus(hits)
-    service.check_spread([hit.text for hit in ranked], [hit.relevance_score for hit in ranked])
-    return ranked
 
 
 def _fall_back(
@@ -236,6 +220,6 @@ def _reranked_by_client(
     return [
         hits_.unranked(pool[:k], reason=str(scores))
         if isinstance(scores, MilvusVLLMError)
-        else hits_.reranked_by_client(pool, scores)[:k]
+        else hits_.reranked_by_client(pool, scores, k)
         for pool, scores in zip(pools, scored, strict=True)
     ]

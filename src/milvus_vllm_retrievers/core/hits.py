@@ -42,21 +42,6 @@ class Hit:
     rerank_error: str | None = None
     pk_field: str = "pk"
 
-    def reranked(self, score: float | None, by: RerankedBy) -> Hit:
-        """Return the hit with a rerank model's score; None where it has no text to score."""
-        unscored = score is None
-        return Hit(
-            self.pk,
-            self.text,
-            self.fields,
-            # A score from within Milvus has taken the retrieval score's place.
-            self.retrieval_score if by == "client" else None,
-            score,
-            None if unscored else by,
-            NO_TEXT if unscored else None,
-            self.pk_field,
-        )
-
     def scores(self) -> dict[str, Any]:
         """Return what a front end writes into an item's metadata, by its public names."""
         metadata = _metadata(self)
@@ -65,48 +50,62 @@ class Hit:
         return metadata
 
 
-def read_hits(
-    rows: Iterable[Mapping[str, Any]],
-    primary_key: str,
-    text_field: str,
-    metadata_field: str | None = None,
-) -> list[Hit]:
-    """Read one query's rows as pymilvus returns them, scores taken as retrieval scores.
+Row = Mapping[str, Any]
 
-    Args:
-        rows: The rows.
+
+@dataclass(frozen=True, slots=True)
+class RowReader:
+    """Reads rows as pymilvus returns them.
+
+    Attributes:
         primary_key: The primary key field's name.
         text_field: The text field's name.
         metadata_field: A JSON field whose keys count as fields of the row.
     """
-    return [_read_hit(row, primary_key, text_field, metadata_field) for row in rows]
 
+    primary_key: str
+    text_field: str
+    metadata_field: str | None = None
 
-def _read_hit(
-    row: Mapping[str, Any], primary_key: str, text_field: str, metadata_field: str | None
-) -> Hit:
-    # Servers before 2.4 answer with the key under "id", later ones under its field's name.
-    pk = row[primary_key] if primary_key in row else row.get("id")
-    if pk is None:
-        raise SearchError(f"Milvus returned a row without its primary key {primary_key!r}")
-    fields = {
-        name: value if type(value) in _PLAIN else _plain(value)
-        for name, value in dict(row["entity"]).items()
-    }
-    text = fields.pop(text_field, None)
-    if metadata_field is not None and isinstance(fields.get(metadata_field), dict):
-        fields.update(fields.pop(metadata_field))
-    # Scores that were stored with an item, from an earlier retrieval, are not this one's.
-    for name in SCORE_KEYS.intersection(fields):
-        del fields[name]
-    fields[primary_key] = pk
-    return Hit(
-        pk=pk,
-        text=text,
-        fields=fields,
-        retrieval_score=float(row["distance"]),
-        pk_field=primary_key,
-    )
+    def retrieved(self, rows: Iterable[Row]) -> list[Hit]:
+        """Read one query's rows, their scores taken as retrieval scores."""
+        return [
+            Hit(pk, text, fields, score, pk_field=self.primary_key)
+            for pk, text, fields, score in map(self._read, rows)
+        ]
+
+    def reranked(self, rows: Iterable[Row]) -> list[Hit]:
+        """Read one query's rows of a search with a rerank Function, in order.
+
+        Milvus has null and empty texts scored too, as if "" were relevant to something; here, as
+        on the client path, they come last, unscored.
+        """
+        scored = [
+            Hit(pk, text, fields, None, score, "milvus", None, self.primary_key)
+            if has_text(text)
+            else Hit(pk, text, fields, rerank_error=NO_TEXT, pk_field=self.primary_key)
+            for pk, text, fields, score in map(self._read, rows)
+        ]
+        return sorted(scored, key=lambda hit: relevance_order(hit.relevance_score, hit.pk))
+
+    def _read(self, row: Row) -> tuple[PrimaryKey, str | None, dict[str, Any], float]:
+        # Servers before 2.4 answer with the key under "id", later ones under its field's name.
+        pk = row[self.primary_key] if self.primary_key in row else row.get("id")
+        if pk is None:
+            raise SearchError(f"Milvus returned a row without its primary key {self.primary_key!r}")
+        fields = {
+            name: value if type(value) in _PLAIN else _plain(value)
+            for name, value in dict(row["entity"]).items()
+        }
+        text = fields.pop(self.text_field, None)
+        metadata_field = self.metadata_field
+        if metadata_field is not None and isinstance(fields.get(metadata_field), dict):
+            fields.update(fields.pop(metadata_field))
+        # Scores that were stored with an item, from an earlier retrieval, are not this one's.
+        for name in SCORE_KEYS.intersection(fields):
+            del fields[name]
+        fields[self.primary_key] = pk
+        return pk, text, fields, float(row["distance"])
 
 
 _PLAIN = (str, int, float, bool, bytes, dict, list, type(None))
@@ -132,30 +131,24 @@ def has_text(text: str | None) -> bool:
     return text is not None and bool(text.strip())
 
 
-def relevance_order(hit: Hit) -> tuple[bool, float, PrimaryKey]:
+def relevance_order(score: float | None, pk: PrimaryKey) -> tuple[bool, float, PrimaryKey]:
     """Sort key of reranked hits: relevance descending, unscored ones last, ties by primary key."""
-    return hit.relevance_score is None, -(hit.relevance_score or 0.0), hit.pk
+    return score is None, -(score or 0.0), pk
 
 
-def reranked_by_milvus(hits: Sequence[Hit]) -> list[Hit]:
-    """Take the scores of a search with a rerank Function for what they are.
-
-    Milvus has null and empty texts scored too, as if "" were relevant to something; here, as on
-    the client path, they come last, unscored.
-    """
-    scored = [
-        hit.reranked(hit.retrieval_score if has_text(hit.text) else None, "milvus") for hit in hits
+def reranked_by_client(
+    hits: Sequence[Hit], scores: Sequence[float | None], k: int | None = None
+) -> list[Hit]:
+    """Give hits the scores of the same positions and return the best `k`; None is no text."""
+    rounded = [None if score is None else float32(score) for score in scores]
+    pairs = list(zip(hits, rounded, strict=True))
+    pairs.sort(key=lambda pair: relevance_order(pair[1], pair[0].pk))
+    return [
+        replace(hit, rerank_error=NO_TEXT)
+        if score is None
+        else replace(hit, relevance_score=score, reranked_by="client")
+        for hit, score in pairs[:k]
     ]
-    return sorted(scored, key=relevance_order)
-
-
-def reranked_by_client(hits: Sequence[Hit], scores: Sequence[float | None]) -> list[Hit]:
-    """Give each hit the score of the same position and put them in order; None is no text."""
-    scored = [
-        hit.reranked(None if score is None else float32(score), "client")
-        for hit, score in zip(hits, scores, strict=True)
-    ]
-    return sorted(scored, key=relevance_order)
 
 
 def unranked(hits: Sequence[Hit], reason: str) -> list[Hit]:

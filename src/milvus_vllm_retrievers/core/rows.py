@@ -94,8 +94,7 @@ def _scores_by_key(
         rows = (yield from call_once(target, call, deadline))[0]
     except SearchError as error:
         raise meant_in_reranking(error) from error.__cause__
-    hits = hits_.read_hits(rows, layout.primary_key, target.text_field)
-    scores = {hit.pk: hit.retrieval_score or 0.0 for hit in hits}
+    scores = {hit.pk: hit.retrieval_score or 0.0 for hit in target.rows.retrieved(rows)}
     lost = [key for may_be in keys if not scores.keys() & set(may_be) for key in may_be]
     if lost:
         yield from _check_gone(target, lost, options, deadline)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from milvus_vllm_retrievers.core.collection import CollectionLayout, VectorField
 from milvus_vllm_retrievers.core.deadline import Deadline
+from milvus_vllm_retrievers.core.hits import RowReader
 from milvus_vllm_retrievers.core.query import Encoder, Encoders
 from milvus_vllm_retrievers.core.server import Server
 from milvus_vllm_retrievers.core.steps import CallMilvus, Flow
@@ -48,7 +49,7 @@ class Target:
         expr: What `settings.where` says for this layout.
         searched: The vector fields to search and their encoders, by whether queries come with a
             vector of their own; filled by `searched_fields`.
-        metadata_field: The JSON field whose keys count as fields of a row, if there is one.
+        rows: Reads the rows of its answers.
     """
 
     settings: TargetSettings
@@ -57,7 +58,7 @@ class Target:
     text_field: str
     output_fields: tuple[str, ...]
     expr: str | None
-    metadata_field: str | None = None
+    rows: RowReader
     searched: dict[bool, Searched] = field(default_factory=dict, compare=False, repr=False)
 
     def searched_fields(self, *, embedded: bool) -> Searched:
@@ -93,5 +94,5 @@ def find_target(settings: TargetSettings, deadline: Deadline) -> Flow[Target]:
         text_field=text_field,
         output_fields=tuple(layout.output_fields(settings.output_fields, text_field)),
         expr=settings.where(layout) if settings.where else None,
-        metadata_field=layout.metadata_field(text_field),
+        rows=RowReader(layout.primary_key, text_field, layout.metadata_field(text_field)),
     )
