@@ -123,6 +123,9 @@ class AsyncDriver:
     async def _call_milvus(self, step: CallMilvus) -> Any:
         assert self._milvus is not None
         client = await self._milvus.async_client()
+        # Of many calls that start at once, each gives way here: what they prepare and what they
+        # send would else hold up the event loop in one go.
+        await asyncio.sleep(0)
         timeout = _timeout(step)
         try:
             call = getattr(client, step.method)(**step.arguments, **timeout)
