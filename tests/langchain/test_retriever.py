@@ -151,21 +151,33 @@ async def test_keys_of_either_type_under_any_name_become_the_documents_id(
     assert document.metadata["isbn"] == ("id-8" if keys == DataType.VARCHAR else 8)
 
 
-async def test_a_null_text_is_reranked_as_an_empty_one(
-    milvus26: MilvusClient, milvus26_uri: str, fake_vllm: FakeVLLM, ask: Ask
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
+async def test_texts_that_are_null_or_empty_come_last_unscored_on_both_paths(
+    milvus26: MilvusClient, milvus26_uri: str, fake_vllm: FakeVLLM, ask: Ask, k: int
 ) -> None:
-    create_collection(milvus26, "nulls", texts=["some text", None], nullable=True)
+    fake_vllm.score = lambda query, document: -float(len(document))  # "" would be the best
+    texts = ["", "a longer text", None, "some text"]
+    create_collection(milvus26, "nulls", texts=texts, nullable=True, bm25=False)
 
     for mode in ("server", "client"):
         retriever = MilvusVLLMRetriever(
             collection_name="nulls",
             uri=milvus26_uri,
-            vector_field="dense",
             embedding=LetterEmbeddings(),
             ranker=VLLMRanker(fake_vllm.url, mode=mode),
+            k=k,
         )
         documents = await ask(retriever, "anything")
-        assert [d.page_content for d in documents] == ["some text", ""]
+        found = [(d.id, d.metadata["reranked_by"], d.page_content) for d in documents]
+        assert (
+            found
+            == [
+                ("3", {"server": "milvus"}.get(mode, mode), "some text"),
+                ("1", {"server": "milvus"}.get(mode, mode), "a longer text"),
+                ("0", None, ""),
+                ("2", None, ""),
+            ][:k]
+        )
 
 
 Batch = Callable[..., Awaitable[list[Any]]]

@@ -345,6 +345,18 @@ def test_where_no_row_has_a_text_nothing_is_sent() -> None:
     assert keys(end.value.value) == [[1, 2]]
 
 
+def test_a_row_without_a_text_takes_no_others_place_where_milvus_has_cut() -> None:
+    flow = start(VLLMRanker(URL, max_concurrency=1), Query("a"), Query("b"), k=2, fetch_k=3)
+    assert next(flow).arguments["limit"] == 2
+
+    again = flow.send([rows((1, "", 0.9), (2, "two", 0.5)), FOUND[:2]])
+    assert (again.arguments["data"], again.arguments["limit"]) == (["a"], 3)
+    first, second = finish(flow, [rows((1, "", 0.9), (2, "two", 0.5), (3, "three", 0.25))])
+
+    assert [(hit.pk, hit.relevance_score) for hit in first] == [(2, 0.5), (3, 0.25)]
+    assert [hit.pk for hit in second] == [1, 2]
+
+
 def test_rows_without_a_text_come_last_where_milvus_has_scored_them() -> None:
     flow = start(VLLMRanker(URL))
     next(flow)

@@ -34,12 +34,14 @@ def plain(*legs: Leg, limit: int = 10, **options: Any) -> SearchCall:
 
 
 def reranked(*legs: Leg, exactly: bool = True, **options: Any) -> SearchCall:
+    asked = SearchOptions(**options)
     return reranked_call(
         "docs",
         legs,
-        SearchOptions(**options),
+        asked,
         ["pk"],
         function=FUNCTION,
+        limit=asked.k,
         search_reranks_exactly=exactly,
     )
 

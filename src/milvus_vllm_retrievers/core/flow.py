@@ -128,10 +128,15 @@ class _Search:
         answer = yield from call_once(self.target, call, self.deadline)
         return [self.target.rows.retrieved(rows) for rows in answer]
 
-    def candidates(self) -> Flow[list[list[Hit]]]:
-        return self.plain(requests.candidate_limit(self.legs, self.options))
+    @property
+    def pool(self) -> int:
+        """How many candidates there can be for a query."""
+        return requests.candidate_limit(self.legs, self.options)
 
-    def reranked(self, ranker: VLLMRanker) -> Flow[list[list[Hit] | MilvusVLLMError]]:
+    def candidates(self) -> Flow[list[list[Hit]]]:
+        return self.plain(self.pool)
+
+    def reranked(self, ranker: VLLMRanker, limit: int) -> Flow[list[list[Hit] | MilvusVLLMError]]:
         """Return each query's hits, scored by Milvus, or the error that takes their place."""
         # Milvus reranks the queries of one request one after another: several requests share them.
         size = math.ceil(len(self.queries) / ranker.max_concurrency)
@@ -144,7 +149,7 @@ class _Search:
         )
         answers = yield from call_all(
             self.target,
-            [part.reranked_call(ranker) for part in parts],
+            [part.reranked_call(ranker, limit) for part in parts],
             before_fallback(self.deadline, ranker.on_error),
             ranker.max_concurrency,
         )
@@ -156,7 +161,7 @@ class _Search:
                 found += [self.target.rows.reranked(rows) for rows in answer]
         return found
 
-    def reranked_call(self, ranker: VLLMRanker) -> SearchCall:
+    def reranked_call(self, ranker: VLLMRanker, limit: int) -> SearchCall:
         server = self.target.server
         function = ranker.to_function(
             [query.text for query in self.queries],
@@ -169,6 +174,7 @@ class _Search:
             self.options,
             self.target.output_fields,
             function=function,
+            limit=limit,
             search_reranks_exactly=not server.is_lite,
         )
 
@@ -177,7 +183,10 @@ def _reranked_by_milvus(search: _Search, service: RerankService) -> Flow[list[li
     falls_back = service.ranker.on_error != "raise"
     rest = service.in_milvus.rest() if falls_back else None
     found: list[list[Hit] | MilvusVLLMError]
-    found = [rest] * len(search.queries) if rest else (yield from search.reranked(service.ranker))
+    if rest:
+        found = [rest] * len(search.queries)
+    else:
+        found = yield from _all_with_texts(search, service.ranker)
     errors = {i: hits for i, hits in enumerate(found) if isinstance(hits, MilvusVLLMError)}
     if errors and not falls_back:
         raise next(iter(errors.values()))
@@ -190,6 +199,29 @@ def _reranked_by_milvus(search: _Search, service: RerankService) -> Flow[list[li
         fallen = yield from _fall_back(search.of(list(errors)), service, list(errors.values()))
         ranked.update(zip(errors, fallen, strict=True))
     return [ranked[i] for i in range(len(found))]
+
+
+def _all_with_texts(search: _Search, ranker: VLLMRanker) -> Flow[list[list[Hit] | MilvusVLLMError]]:
+    """Have Milvus rerank, and see to it that a row without a text takes no other row's place.
+
+    Milvus scores it like any other and cuts to `k` then. Where one is among the `k`, all
+    candidates are asked for, and the cut is made here.
+    """
+    k = search.options.k
+    found = yield from search.reranked(ranker, k)
+    short = [
+        i
+        for i, hits in enumerate(found)
+        if not isinstance(hits, MilvusVLLMError) and len(hits) == k < search.pool
+        # Unscored rows come last.
+        if hits[-1].relevance_score is None
+    ]
+    if not short:
+        return found
+    again = yield from search.of(short).reranked(ranker, search.pool)
+    replaced = dict(zip(short, again, strict=True))
+    everything = [replaced.get(i, hits) for i, hits in enumerate(found)]
+    return [hits if isinstance(hits, MilvusVLLMError) else hits[:k] for hits in everything]
 
 
 def _fall_back(

@@ -108,6 +108,7 @@ def reranked_call(
     output_fields: Sequence[str],
     *,
     function: Function,
+    limit: int,
     search_reranks_exactly: bool,
 ) -> SearchCall:
     """Build the search that Milvus reranks itself.
@@ -121,14 +122,13 @@ def reranked_call(
         options: What was asked.
         output_fields: What to fetch of each hit.
         function: The rerank Function, bound to the legs' queries.
+        limit: Hits per query to return.
         search_reranks_exactly: Whether `search` reranks its `limit` hits and no more (Milvus
             does, Milvus Lite takes ten times as many).
     """
-    if len(legs) == 1 and options.pool == options.k and search_reranks_exactly:
-        return _search(
-            collection, legs[0], options, output_fields, limit=options.k, function=function
-        )
-    return _hybrid_search(collection, legs, options, output_fields, options.k, function)
+    if len(legs) == 1 and options.pool == limit and search_reranks_exactly:
+        return _search(collection, legs[0], options, output_fields, limit=limit, function=function)
+    return _hybrid_search(collection, legs, options, output_fields, limit, function)
 
 
 def rows_call(
