@@ -406,12 +406,12 @@ class MilvusVLLMRerank(_Rerank):
 
     collection_name: str = Field(min_length=1)
     ranker: VLLMRanker
-    uri: str = Field(default=DEFAULT_URI, repr=False)
-    token: SecretStr = SecretStr("")
+    uri: str = Field(default=DEFAULT_URI, exclude=True, repr=False)
+    token: SecretStr = Field(default=SecretStr(""), exclude=True)
     db_name: str = ""
-    connection_args: Mapping[str, Any] = Field(default_factory=dict, repr=False)
-    client: Any = Field(default=None, repr=False)
-    async_client: Any = Field(default=None, repr=False)
+    connection_args: Mapping[str, Any] = Field(default_factory=dict, exclude=True, repr=False)
+    client: Any = Field(default=None, exclude=True, repr=False)
+    async_client: Any = Field(default=None, exclude=True, repr=False)
     text_field: str | None = None
     partition_names: Sequence[str] | None = None
     consistency_level: str | int | None = None

@@ -34,7 +34,7 @@ from milvus_vllm_retrievers.core.adapter import (
     RowReranker,
     TextReranker,
 )
-from milvus_vllm_retrievers.core.hits import Ranking
+from milvus_vllm_retrievers.core.hits import NO_TEXT, Ranking
 from milvus_vllm_retrievers.core.milvus import DEFAULT_URI, ConnectionSettings, MilvusConnection
 from milvus_vllm_retrievers.core.query import Item, OnMissing, SearchOptions, check_count
 from milvus_vllm_retrievers.core.target import TargetSettings
@@ -270,7 +270,7 @@ class MilvusVLLMRetriever(Closing, BaseRetriever):
 
         The queries go to Milvus together: in one search, or, where Milvus reranks them one after
         another, in up to the ranker's `max_concurrency` searches at once. Rerank requests of this
-        process are as many in flight. Events are those of `retrieve`, for each query.
+        process are as many in flight. Each query has its own events, all in one trace.
 
         Args:
             queries: Query texts or QueryBundles.
@@ -401,7 +401,9 @@ class _Rerank(Closing, BaseNodePostprocessor):
             scores = ranking.scores()
             if self.keep_retrieval_score and given.score is not None:
                 scores["retrieval_score"] = given.score
-            score = given.score if ranking.relevance_score is None else ranking.relevance_score
+            # A node without a text has no score beside those of the model: another scale.
+            ranked = ranking.relevance_score is not None or ranking.rerank_error == NO_TEXT
+            score = ranking.relevance_score if ranked else given.score
             yield NodeWithScore(node=with_hidden(given.node, scores), score=score)
 
 

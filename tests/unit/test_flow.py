@@ -197,7 +197,7 @@ def test_one_encoder_is_used_once_for_all_its_fields() -> None:
     queries = [Query("first"), Query("second")]
     flow = start(None, *queries, on=target(fields=["dense", "sparse", "dense_2"]))
 
-    assert next(flow) == Encode(ENCODER, tuple(queries), DEADLINE)
+    assert next(flow) == Encode(ENCODER, list(queries), DEADLINE)
     search = flow.send([[0.0, 1.0], [1.0, 0.0]])
 
     assert [(r.anns_field, r.data) for r in search.arguments["reqs"]] == [
@@ -212,8 +212,8 @@ def test_each_encoder_of_its_own_field_is_used() -> None:
     encoders = Encoders(dense=ENCODER, by_field={"dense_2": other})
     flow = start(None, on=target(fields=["dense", "dense_2"], encoders=encoders))
 
-    assert next(flow) == Encode(ENCODER, (QUESTION,), DEADLINE)
-    assert flow.send([[0.0, 1.0]]) == Encode(other, (QUESTION,), DEADLINE)
+    assert next(flow) == Encode(ENCODER, [QUESTION], DEADLINE)
+    assert flow.send([[0.0, 1.0]]) == Encode(other, [QUESTION], DEADLINE)
 
 
 def test_queries_that_bring_their_vector_are_not_encoded() -> None:
@@ -228,11 +228,14 @@ def test_queries_that_bring_their_vector_are_not_encoded() -> None:
     ]
 
 
-def test_all_queries_are_encoded_where_only_some_bring_their_vector() -> None:
-    queries = (Query("first", embedding=[0.0, 1.0]), Query("second"))
+def test_only_queries_without_a_vector_of_their_own_are_encoded() -> None:
+    queries = Query("first", embedding=[0.0, 1.0]), Query("second"), Query("third")
     flow = start(None, *queries, on=target(fields=["dense"]))
 
-    assert next(flow) == Encode(ENCODER, queries, DEADLINE)
+    assert next(flow) == Encode(ENCODER, list(queries[1:]), DEADLINE)
+    search = flow.send([[2.0, 2.0], [3.0, 3.0]])
+
+    assert search.arguments["data"] == [[0.0, 1.0], [2.0, 2.0], [3.0, 3.0]]
 
 
 def test_the_targets_own_filter_narrows_every_search() -> None:

@@ -41,7 +41,7 @@ def test_a_row_is_read_into_key_text_fields_and_retrieval_score(pk: int | str) -
 
 
 def test_an_old_server_gives_the_key_as_id() -> None:
-    assert read({"id": 7, "distance": 0.5, "entity": {}}).pk == 7
+    assert read({"id": 7, "distance": 0.5, "entity": {"document": "a text"}}).pk == 7
 
 
 def test_a_row_without_its_key_is_an_error() -> None:
@@ -49,9 +49,19 @@ def test_a_row_without_its_key_is_an_error() -> None:
         read({"distance": 0.5, "entity": {"document": "a text"}})
 
 
-@pytest.mark.parametrize("entity", [{}, {"document": None}])
-def test_a_missing_or_null_text_is_none(entity: dict[str, Any]) -> None:
-    assert read({"pk": 1, "distance": 0.5, "entity": entity}).text is None
+def test_a_null_text_is_none() -> None:
+    assert read({"pk": 1, "distance": 0.5, "entity": {"document": None}}).text is None
+
+
+def test_a_row_without_its_text_field_is_an_error_since_the_collection_is_another() -> None:
+    with pytest.raises(SearchError, match="without the field 'document'.*made anew"):
+        read({"pk": 1, "distance": 0.5, "entity": {"body": "a text"}})
+
+
+def test_rows_that_were_fetched_without_their_fields_have_keys_and_scores() -> None:
+    rows = [{"pk": 2, "distance": 0.5, "entity": {}}, {"pk": 1, "distance": 0.25, "entity": {}}]
+
+    assert RowReader("pk", "document").scores(rows) == {2: 0.5, 1: 0.25}
 
 
 class Repeated:
@@ -73,7 +83,7 @@ class Repeated:
     ],
 )
 def test_fields_hold_plain_values(value: Any, plain: Any) -> None:
-    hit = read({"pk": 1, "distance": 0.5, "entity": {"tags": value}})
+    hit = read({"pk": 1, "distance": 0.5, "entity": {"document": "a", "tags": value}})
 
     assert hit.fields["tags"] == plain
     assert type(hit.fields["tags"]) is type(plain)

@@ -213,6 +213,7 @@ async def test_a_front_ends_arguments_describe_the_connection() -> None:
         "db_name": "db",
         "secure": True,
         "grpc_options": RECONNECT_SOON,
+        "dedicated": True,
     }
     assert await connection.async_client() is borrowed
 
@@ -226,6 +227,7 @@ async def test_clients_are_made_once_and_anew_after_closing() -> None:
         "uri": "http://milvus",
         "token": "root:pw",
         "grpc_options": RECONNECT_SOON,
+        "dedicated": True,
     }
     assert async_client.arguments == client.arguments
     assert connection.client() is client
@@ -278,6 +280,7 @@ async def test_a_borrowed_blocking_client_tells_where_the_async_one_connects() -
         "db_name": "db",
         "secure": True,
         "grpc_options": RECONNECT_SOON,
+        "dedicated": True,
     }
     assert (client.closed, async_client.closed) == (0, 1)
 
@@ -296,7 +299,11 @@ def test_a_borrowed_async_client_alone_serves_async_calls_only() -> None:
 
     elsewhere = ConnectionSettings("http://milvus")
     client = MilvusConnection(elsewhere, async_client=StubAsyncClient()).client()
-    assert client.arguments == {"uri": "http://milvus", "grpc_options": RECONNECT_SOON}
+    assert client.arguments == {
+        "uri": "http://milvus",
+        "grpc_options": RECONNECT_SOON,
+        "dedicated": True,
+    }
 
 
 def test_a_failed_connection_names_the_server_without_the_password(

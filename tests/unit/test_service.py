@@ -40,7 +40,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def failing(cool_down: CoolDown, error: MilvusVLLMError = DOWN) -> CoolDown:
     for _ in range(FAILURES_BEFORE_REST):
         assert cool_down.rest() is None
-        cool_down.failed(error)
+        cool_down.note([error], worked=False)
     return cool_down
 
 
@@ -57,9 +57,9 @@ def test_a_service_rests_after_failures_in_a_row(clock: Clock) -> None:
 
 def test_a_success_in_between_starts_the_count_anew(clock: Clock) -> None:
     cool_down = CoolDown("there", 30)
-    cool_down.failed(DOWN)
-    cool_down.failed(DOWN)
-    cool_down.succeeded()
+    cool_down.note([DOWN], worked=False)
+    cool_down.note([DOWN], worked=False)
+    cool_down.note([], worked=True)
 
     assert failing(cool_down).rest() is not None
 
@@ -76,7 +76,7 @@ def test_a_success_after_the_rest_lets_everyone_ask(clock: Clock) -> None:
     cool_down = failing(CoolDown("there", 30))
     clock.now += 30
     cool_down.rest()
-    cool_down.succeeded()
+    cool_down.note([], worked=True)
 
     assert cool_down.rest() is cool_down.rest() is None
 
@@ -94,11 +94,45 @@ def test_a_refused_request_says_nothing_of_the_service(clock: Clock) -> None:
     assert failing(CoolDown("there", 30), TOO_LONG).rest() is None
 
 
+def test_a_refused_request_shows_that_the_service_answers(clock: Clock) -> None:
+    cool_down = failing(CoolDown("there", 30))
+    clock.now += 30
+    assert cool_down.rest() is None
+    cool_down.note([TOO_LONG], worked=False)
+
+    assert cool_down.rest() is None
+
+
+def test_a_service_that_fails_some_queries_and_serves_others_does_not_rest(clock: Clock) -> None:
+    cool_down = CoolDown("there", 30)
+    for _ in range(2 * FAILURES_BEFORE_REST):
+        cool_down.note([TOO_LONG, DOWN], worked=True)
+
+    assert cool_down.rest() is None
+
+
+def test_a_failure_counts_whichever_query_it_came_to(clock: Clock) -> None:
+    cool_down = CoolDown("there", 30)
+    for _ in range(FAILURES_BEFORE_REST):
+        cool_down.note([TOO_LONG, DOWN], worked=False)
+
+    assert "vLLM is down" in str(cool_down.rest())
+
+
+def test_a_call_that_asked_nothing_is_no_success(clock: Clock) -> None:
+    cool_down = CoolDown("there", 30)
+    for _ in range(FAILURES_BEFORE_REST):
+        cool_down.note([DOWN], worked=False)
+        cool_down.note([], worked=False)
+
+    assert cool_down.rest() is not None
+
+
 def test_no_rest_is_no_failure_of_its_own(clock: Clock) -> None:
     cool_down = failing(CoolDown("there", 30))
     rest = cool_down.rest()
     assert rest is not None
-    cool_down.note([rest])
+    cool_down.note([rest], worked=False)
 
     assert "failed 3 times" in str(cool_down.rest())
 
@@ -113,11 +147,11 @@ def test_an_incident_is_logged_once_and_its_end_once(
     caplog.set_level(logging.INFO)
     cool_down = CoolDown("inside Milvus", 30)
     for _ in range(10):
-        cool_down.failed(DOWN)
+        cool_down.note([DOWN], worked=False)
         clock.now += 5
     clock.now += 30
     for _ in range(3):
-        cool_down.succeeded()
+        cool_down.note([], worked=True)
 
     (warning,) = messages(caplog, logging.WARNING)
     assert "reranking inside Milvus failed" in warning
@@ -130,9 +164,9 @@ def test_failures_that_alternate_with_successes_are_one_incident(
 ) -> None:
     cool_down = CoolDown("there", 30)
     for _ in range(20):
-        cool_down.failed(TOO_LONG)
+        cool_down.note([TOO_LONG], worked=False)
         clock.now += 5
-        cool_down.succeeded()
+        cool_down.note([], worked=True)
 
     assert len(messages(caplog, logging.WARNING)) == 1
 

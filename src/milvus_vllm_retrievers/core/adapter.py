@@ -99,6 +99,7 @@ class MilvusVLLMAdapter:
         self._driver = SyncDriver(connection, self._vllm)
         self._async_driver = AsyncDriver(connection, self._vllm)
         self._target: Target | None = None
+        self._reported: Target | None = None
 
     def retrieve(self, query: Query, options: SearchOptions) -> list[Hit]:
         """Retrieve one query's hits, best first.
@@ -180,14 +181,13 @@ class MilvusVLLMAdapter:
     def _retrieval(self, queries: Sequence[Query], options: SearchOptions) -> Flow[list[list[Hit]]]:
         if not queries:
             return []
-        return (
-            yield from self._on_target(
-                options,
-                lambda target, deadline: retrieve(
-                    target, self._service, queries, options, deadline
-                ),
-            )
-        )
+
+        def use(target: Target, deadline: Deadline) -> Flow[list[list[Hit]]]:
+            if any(query.embedding is None for query in queries):
+                self._report_unsearched(target)
+            return (yield from retrieve(target, self._service, queries, options, deadline))
+
+        return (yield from self._on_target(options, use))
 
     def _candidates(self, query: Query, options: SearchOptions) -> Flow[list[Hit]]:
         found = yield from self._on_target(
@@ -222,9 +222,10 @@ class MilvusVLLMAdapter:
             self._report(target)
         try:
             return (yield from use(target, deadline))
-        except (SearchError, ConfigurationError):
-            # The collection may have been made anew since it was read: look again next time.
-            self._target = None
+        except (SearchError, ConfigurationError) as error:
+            if getattr(error, "reason", None) not in {"timeout", "disconnected"}:
+                # The collection may have been made anew since it was read: look again next time.
+                self._target = None
             raise
 
     def _report(self, target: Target) -> None:
@@ -234,6 +235,11 @@ class MilvusVLLMAdapter:
                 "reranks from this process, mode='server' trusts it to",
                 target.server.version,
             )
+
+    def _report_unsearched(self, target: Target) -> None:
+        if target is self._reported:
+            return
+        self._reported = target
         left_out = target.layout.out_of_reach(self._settings.encoders)
         if self._settings.vector_field is None and left_out:
             logger.warning("not every vector field is searched: %s", "; ".join(left_out))

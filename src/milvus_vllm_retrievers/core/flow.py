@@ -16,9 +16,10 @@ from milvus_vllm_retrievers.core.calls import (
     meant_in_reranking,
     provider_of,
 )
+from milvus_vllm_retrievers.core.collection import VectorField
 from milvus_vllm_retrievers.core.deadline import Deadline
 from milvus_vllm_retrievers.core.hits import Hit
-from milvus_vllm_retrievers.core.query import Query, SearchOptions
+from milvus_vllm_retrievers.core.query import Encoder, Query, SearchOptions
 from milvus_vllm_retrievers.core.requests import Leg, SearchCall
 from milvus_vllm_retrievers.core.server import Server
 from milvus_vllm_retrievers.core.service import RerankService
@@ -82,7 +83,7 @@ def _prepared(
 def _legs(target: Target, queries: Sequence[Query], deadline: Deadline) -> Flow[list[Leg]]:
     embeddings = [query.embedding for query in queries if query.embedding is not None]
     searched = target.searched_fields(embedded=len(embeddings) == len(queries))
-    encoded: dict[int, Sequence[Any]] = {}
+    encoded: dict[tuple[int, bool], Sequence[Any]] = {}
     legs = []
     for vector, encoder in searched:
         if vector.takes_text:
@@ -90,16 +91,29 @@ def _legs(target: Target, queries: Sequence[Query], deadline: Deadline) -> Flow[
         elif encoder is None:
             legs.append(requests.make_leg(vector, embeddings))
         else:
-            if id(encoder) not in encoded:
-                vectors = yield Encode(encoder, queries, deadline)
-                if len(vectors) != len(queries):
-                    raise ConfigurationError(
-                        f"the encoder of field {vector.name!r} made {len(vectors)} vectors for "
-                        f"{len(queries)} queries"
-                    )
-                encoded[id(encoder)] = vectors
-            legs.append(requests.make_leg(vector, encoded[id(encoder)]))
+            kind = id(encoder), vector.is_dense
+            if kind not in encoded:
+                encoded[kind] = yield from _encoded(vector, encoder, queries, deadline)
+            legs.append(requests.make_leg(vector, encoded[kind]))
     return legs
+
+
+def _encoded(
+    vector: VectorField, encoder: Encoder, queries: Sequence[Query], deadline: Deadline
+) -> Flow[list[Any]]:
+    """Return each query's vector: its own dense one where it brings one, else the encoder's."""
+    asked = [query for query in queries if query.embedding is None or not vector.is_dense]
+    vectors = yield Encode(encoder, asked, deadline)
+    if len(vectors) != len(asked):
+        raise ConfigurationError(
+            f"the encoder of field {vector.name!r} made {len(vectors)} vectors for "
+            f"{len(asked)} queries"
+        )
+    made = iter(vectors)
+    return [
+        query.embedding if query.embedding is not None and vector.is_dense else next(made)
+        for query in queries
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,10 +207,13 @@ def _reranked_by_milvus(search: _Search, service: RerankService) -> Flow[list[li
     ranked = {i: hits for i, hits in enumerate(found) if not isinstance(hits, MilvusVLLMError)}
     for hits in ranked.values():
         service.check_spread([hit.text for hit in hits], [hit.relevance_score for hit in hits])
+    worked = any(hits for hits in ranked.values())
     if not errors:
-        service.in_milvus.succeeded()
+        service.in_milvus.note([], worked=worked)
     else:
-        fallen = yield from _fall_back(search.of(list(errors)), service, list(errors.values()))
+        fallen = yield from _fall_back(
+            search.of(list(errors)), service, list(errors.values()), worked=worked
+        )
         ranked.update(zip(errors, fallen, strict=True))
     return [ranked[i] for i in range(len(found))]
 
@@ -225,7 +242,7 @@ def _all_with_texts(search: _Search, ranker: VLLMRanker) -> Flow[list[list[Hit] 
 
 
 def _fall_back(
-    search: _Search, service: RerankService, errors: Sequence[MilvusVLLMError]
+    search: _Search, service: RerankService, errors: Sequence[MilvusVLLMError], *, worked: bool
 ) -> Flow[list[list[Hit]]]:
     """Do without Milvus's reranking.
 
@@ -234,7 +251,7 @@ def _fall_back(
     """
     from_here = service.ranker.on_error == "client"
     found = yield from (search.candidates() if from_here else search.plain(search.options.k))
-    service.in_milvus.failed(errors[0])
+    service.in_milvus.note(errors, worked=worked)
     if from_here:
         return (yield from _reranked_by_client(search, service, found))
     return [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from milvus_vllm_retrievers.errors import SearchError
 
@@ -74,6 +74,10 @@ class RowReader:
             for pk, text, fields, score in map(self._read, rows)
         ]
 
+    def scores(self, rows: Iterable[Row]) -> dict[PrimaryKey, float]:
+        """Read one query's rows that were fetched without their fields: each key's score."""
+        return {self._key(row): float(row["distance"]) for row in rows}
+
     def reranked(self, rows: Iterable[Row]) -> list[Hit]:
         """Read one query's rows of a search with a rerank Function, in order.
 
@@ -89,23 +93,32 @@ class RowReader:
         return sorted(scored, key=lambda hit: relevance_order(hit.relevance_score, hit.pk))
 
     def _read(self, row: Row) -> tuple[PrimaryKey, str | None, dict[str, Any], float]:
-        # Servers before 2.4 answer with the key under "id", later ones under its field's name.
-        pk = row[self.primary_key] if self.primary_key in row else row.get("id")
-        if pk is None:
-            raise SearchError(f"Milvus returned a row without its primary key {self.primary_key!r}")
+        pk = self._key(row)
         fields = {
             name: value if type(value) in _PLAIN else _plain(value)
-            for name, value in dict(row["entity"]).items()
+            for name, value in row["entity"].items()
         }
-        text = fields.pop(self.text_field, None)
+        if self.text_field not in fields:
+            raise SearchError(
+                f"Milvus returned a row without the field {self.text_field!r}: the collection has "
+                "been made anew with other fields? The next call reads it again"
+            )
+        text = fields.pop(self.text_field)
         metadata_field = self.metadata_field
         if metadata_field is not None and isinstance(fields.get(metadata_field), dict):
             fields.update(fields.pop(metadata_field))
         # Scores that were stored with an item, from an earlier retrieval, are not this one's.
-        for name in SCORE_KEYS.intersection(fields):
-            del fields[name]
+        if not SCORE_KEYS.isdisjoint(fields):
+            fields = {name: value for name, value in fields.items() if name not in SCORE_KEYS}
         fields[self.primary_key] = pk
         return pk, text, fields, float(row["distance"])
+
+    def _key(self, row: Row) -> PrimaryKey:
+        # Servers before 2.4 answer with the key under "id", later ones under its field's name.
+        pk = row[self.primary_key] if self.primary_key in row else row.get("id")
+        if pk is None:
+            raise SearchError(f"Milvus returned a row without its primary key {self.primary_key!r}")
+        return cast(PrimaryKey, pk)
 
 
 _PLAIN = (str, int, float, bool, bytes, dict, list, type(None))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 from collections.abc import Mapping, Sequence
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 _FIRST_WITH_SAFE_CLOSE = (2, 6, 10)
 DEFAULT_URI = "http://localhost:19530"
 _NO_DEADLINE = Deadline()
-_PROCESS = os.getpid()
 # gRPC refuses calls at once while it waits to connect anew, by default for up to two minutes:
 # a Milvus that is back would go on being down for us.
 _GRPC_OPTIONS = {"grpc.initial_reconnect_backoff_ms": 100, "grpc.max_reconnect_backoff_ms": 1000}
@@ -130,6 +128,7 @@ class MilvusConnection:
 
         self._settings = settings
         self._lock = threading.Lock()
+        self._connecting = threading.Lock()  # held for long; `_lock` never is
         self._borrowed = client
         self._borrowed_async = async_client
         self._owned: MilvusClient | None = None
@@ -163,14 +162,23 @@ class MilvusConnection:
             raise ConfigurationError(
                 "only an async_client was given: pass client= (or uri=) too for blocking calls"
             )
-        with self._lock:
-            if self._owned is None:
+        left = deadline.remaining()
+        if not self._connecting.acquire(timeout=-1 if left is None else left):
+            raise SearchError(
+                "connecting to Milvus took longer than the call's timeout", reason="timeout"
+            )
+        try:
+            client = self._owned
+            if client is None:
                 from pymilvus import MilvusClient  # noqa: PLC0415 - seconds of import time
 
-                self._owned = self._connect(
-                    MilvusClient, self._settings.arguments(), deadline.within(None)
-                )
-            return self._owned
+                arguments = self._settings.arguments()
+                client = self._connect(MilvusClient, arguments, deadline.remaining())
+                with self._lock:
+                    self._owned = client
+            return client
+        finally:
+            self._connecting.release()
 
     async def async_client(self) -> AsyncMilvusClient:
         """Return the running event loop's client.
@@ -193,23 +201,34 @@ class MilvusConnection:
             client: The blocking or async client.
         """
         explained = explain_error(error, what)
-        shown = self._settings.redacted(str(explained))
+        shown = self._redacted(str(explained))
         explained.args = (shown, *explained.args[1:])
-        if self._settings.redacted(str(error)) == str(error):
+        if self._redacted(str(error)) == str(error):
             # One that shows a secret is not passed on as the cause.
             explained.__cause__ = error
         if isinstance(explained, SearchError) and explained.reason == "closed":
             if client in (self._borrowed, self._borrowed_async):
                 explained = SearchError(f"{shown} (the client that was passed in is closed)")
+                explained.__cause__ = error
             self._owned_async.discard(client)
             with self._lock:
                 self._owned = None if self._owned is client else self._owned
         return explained
 
+    def _redacted(self, text: str) -> str:
+        """Take from a text what logs in, be it ours or the borrowed client's."""
+        text = self._settings.redacted(text)
+        if hasattr(self._borrowed, "_config"):
+            given = _arguments_of(self._borrowed)
+            uri, token = str(given.pop("uri")), str(given.pop("token"))
+            text = ConnectionSettings(uri, token, connection_args=given).redacted(text)
+        return text
+
     def forget_connections(self) -> Sequence[object]:
         """Give up the clients of the parent process, without closing them."""
         inherited = (self._owned, self._owned_async)
         self._lock = threading.Lock()
+        self._connecting = threading.Lock()
         self._owned = None
         self._owned_async = PerLoop(self._new_async_client, _close_async)
         return inherited
@@ -250,9 +269,9 @@ class MilvusConnection:
         try:
             return make(**given)
         except Exception as error:  # noqa: BLE001 - pymilvus and grpc raise many kinds
-            shown = self._settings.redacted(str(error))
+            shown = self._redacted(str(error))
             failed = SearchError(
-                f"cannot connect to Milvus at {self._settings.redacted(str(arguments['uri']))!r}: "
+                f"cannot connect to Milvus at {self._redacted(str(arguments['uri']))!r}: "
                 f"{excerpt(shown)}. Is it running? For Milvus Lite, give a path ending in .db and "
                 "install the extra 'lite' (pip install 'milvus-vllm-retrievers[lite]')",
                 reason="disconnected" if "://" in str(arguments["uri"]) else None,
@@ -268,18 +287,18 @@ def _grpc_options(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _connection_of_its_own() -> dict[str, Any]:
-    """Return the argument that keeps a client from sharing its connection, where one is needed.
+    """Return the argument that keeps a client from sharing its connection with others.
 
-    Before pymilvus 2.6.10 all clients of a server share one by default, and the first of them
-    that is closed takes it from the others, the user's own among them (measured). Later ones share
-    one too, and a forked process must not use its parent's.
+    All clients of a server share one by default. Before pymilvus 2.6.10 the first of them that is
+    closed takes it from the others, the user's own among them; later ones keep it open as long
+    as the process runs, one for each event loop, and after a fork (measured).
     """
     from pymilvus import __version__  # noqa: PLC0415 - seconds of import time
 
     version = tuple(int(number) for number in re.findall(r"\d+", __version__)[:3])
     if version < _FIRST_WITH_SAFE_CLOSE:
         return {"alias": f"milvus-vllm-{uuid4()}"}
-    return {} if os.getpid() == _PROCESS else {"dedicated": True}
+    return {"dedicated": True}
 
 
 def _arguments_of(client: MilvusClient) -> dict[str, Any]:

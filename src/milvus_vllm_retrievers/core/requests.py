@@ -63,6 +63,8 @@ def make_leg(vector: VectorField, vectors: Sequence[Any]) -> Leg:
 
 def _dense(type_: int, values: Sequence[float]) -> Any:
     if type_ == FieldType.FLOAT_VECTOR:
+        if type(values) is list:
+            return values
         return values.tolist() if hasattr(values, "tolist") else list(values)
     import numpy as np  # noqa: PLC0415 - pymilvus brings it; half precision only
 

@@ -54,13 +54,18 @@ def rank_rows(
     except (RerankError, SearchError) as error:
         if on_error == "raise":
             raise
-        service.in_milvus.failed(error)
+        if isinstance(error, RerankError):
+            service.in_milvus.note([error], worked=False)
         if on_error == "client":
             texts = [item.text for item in items]
             return (yield from rank_texts(service, query, texts, deadline))
         return hits_.as_given(range(len(items)), str(error))
-    service.in_milvus.succeeded()
+    service.in_milvus.note([], worked=bool(scores))
     rankings = hits_.ranked_by_milvus(keys, scores, target.layout.name)
+    service.check_spread(
+        [items[ranking.index].text for ranking in rankings],
+        [ranking.relevance_score for ranking in rankings],
+    )
     missing = [ranking.index for ranking in rankings if ranking.reranked_by is None]
     if missing and on_missing == "raise":
         raise SearchError(
@@ -94,7 +99,7 @@ def _scores_by_key(
         rows = (yield from call_once(target, call, deadline))[0]
     except SearchError as error:
         raise meant_in_reranking(error) from error.__cause__
-    scores = {hit.pk: hit.retrieval_score or 0.0 for hit in target.rows.retrieved(rows)}
+    scores = target.rows.scores(rows)
     lost = [key for may_be in keys if not scores.keys() & set(may_be) for key in may_be]
     if lost:
         yield from _check_gone(target, lost, options, deadline)

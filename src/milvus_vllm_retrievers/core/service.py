@@ -64,43 +64,48 @@ class CoolDown:
                 f"{self._last_error}"
             )
 
-    def failed(self, error: MilvusVLLMError) -> None:
-        """Note a failure that a fallback covered; log it if it is the first of an incident."""
-        if isinstance(error, _RestingError):
-            return
+    def note(self, errors: Sequence[MilvusVLLMError], *, worked: bool) -> None:
+        """Note what a call with a fallback brought.
+
+        Args:
+            errors: Those of its queries that were degraded; the first of an incident is logged.
+            worked: Whether the service scored anything, be it for another query.
+        """
+        met = [error for error in errors if not isinstance(error, _RestingError)]
+        if met:
+            self._failed(met, worked=worked)
+        elif worked:
+            self._worked()
+
+    def _failed(self, errors: Sequence[MilvusVLLMError], *, worked: bool) -> None:
+        blamed = next((error for error in errors if _is_of_service(error)), None)
         with self._lock:
             now = time.monotonic()
             first = not self._in_incident
             self._in_incident = True
             self._incident_until = now + self._seconds
-            if _is_of_service(error):
+            if blamed is None or worked:
+                self._failures = 0
+            else:
                 self._failures += 1
-                self._last_error = str(error)
+                self._last_error = str(blamed)
                 self._resting_until = now + self._seconds
         if first:
             logger.warning(
                 "reranking %s failed; results are degraded as on_error says until it works "
                 "again, which is logged too: %s",
                 self._name,
-                error,
+                errors[0],
             )
 
-    def succeeded(self) -> None:
-        """Note a success; an incident is over when failures have not come for a while."""
+    def _worked(self) -> None:
+        """An incident is over when it works and failures have not come for a while."""
         with self._lock:
             self._failures = 0
             over = self._in_incident and time.monotonic() >= self._incident_until
             self._in_incident = self._in_incident and not over
         if over:
             logger.info("reranking %s works again", self._name)
-
-    def note(self, outcomes: Sequence[object]) -> None:
-        """Note what a call brought: a failure if one of its outcomes is an error."""
-        for outcome in outcomes:
-            if isinstance(outcome, MilvusVLLMError):
-                self.failed(outcome)
-                return
-        self.succeeded()
 
 
 def _is_of_service(error: MilvusVLLMError) -> bool:

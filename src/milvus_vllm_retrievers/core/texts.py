@@ -84,5 +84,12 @@ def scores_from_here(
         if not isinstance(scores, MilvusVLLMError):
             service.check_spread(texts, scores)
     if may_fail:
-        service.from_here.note(scored)
+        service.from_here.note(
+            [scores for scores in scored if isinstance(scores, MilvusVLLMError)],
+            worked=any(map(_has_scores, scored)),
+        )
     return scored
+
+
+def _has_scores(scores: Scores | MilvusVLLMError) -> bool:
+    return not isinstance(scores, MilvusVLLMError) and any(score is not None for score in scores)

