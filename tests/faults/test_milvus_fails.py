@@ -1,0 +1,338 @@
+"""Every row of the table about Milvus: a server process that dies, freezes, comes back, forgets."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pymilvus import MilvusClient
+
+from milvus_vllm_retrievers import SearchError, VLLMRanker
+from tests.corpus import create_collection
+from tests.fakes import FakeVLLM
+from tests.faults.callers import (
+    FRONT_ENDS,
+    MARGIN,
+    TEXTS,
+    FrontEnd,
+    Got,
+    How,
+    at_once,
+    check,
+    check_error,
+    got,
+)
+from tests.faults.servers import MilvusProcess, milvus_process, passing_on_to, refusing, silent
+from tests.faults.table import (
+    MILVUS_ROWS,
+    MODES,
+    ON_ERROR,
+    By,
+    MilvusRow,
+    Mode,
+    Raises,
+    Reranked,
+    Unranked,
+)
+
+NAME = "milvus_fails_docs"
+SHORT = 2.0  # seconds a call may take that is to run into its limit
+BRIEF = 0.2  # the same, where the calls are made one after another
+LONG = 30.0
+AT_ONCE = 12  # retrievers of every kind: two front ends, two modes, three on_error
+BY: dict[Mode, By] = {"server": "milvus", "client": "client"}
+
+NEVER_ANSWERS = MILVUS_ROWS["takes the first connection and never answers"]
+
+
+def row(name: str) -> MilvusRow:
+    """Look up the row that a test shows."""
+    return MILVUS_ROWS[name]
+
+
+# Milvus, and the retrievers that use it
+
+
+@pytest.fixture(scope="module")
+def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MilvusProcess]:
+    with milvus_process(tmp_path_factory.mktemp("milvus_fails")) as process:
+        yield process
+
+
+@pytest.fixture
+def milvus(process: MilvusProcess) -> MilvusProcess:
+    """A Milvus Lite server with the collection, for the test to ill-treat."""
+    process.start()
+    with_admin(process, create)
+    return process
+
+
+@pytest.fixture
+def unknown_milvus(tmp_path: Path) -> Iterator[MilvusProcess]:
+    """The same, at an address to which this process has had no connection before."""
+    with milvus_process(tmp_path) as process:
+        with_admin(process, create)
+        yield process
+
+
+def create(client: MilvusClient) -> None:
+    create_collection(client, NAME, texts=TEXTS)
+
+
+def create_with_other_fields(client: MilvusClient) -> None:
+    create_collection(client, NAME, texts=TEXTS, primary_key="id", text_field="body")
+
+
+def with_admin(milvus: MilvusProcess, do: Callable[[MilvusClient], object]) -> None:
+    """Do something with a client whose connection nobody shares."""
+    client = MilvusClient(milvus.uri, dedicated=True)
+    do(client)
+    client.close()
+
+
+@dataclass(frozen=True)
+class Users:
+    """Retrievers of both front ends, with rankers of several kinds."""
+
+    how: How
+    retrievers: Sequence[tuple[FrontEnd, Any]]
+
+    async def ask(self) -> list[tuple[Got, float]]:
+        """Ask them all at once."""
+        calls = [got(front_end.call(each, self.how)) for front_end, each in self.retrievers]
+        return await at_once(self.how, calls)
+
+    async def check_they_work(self) -> None:
+        for (_, retriever), (result, _) in zip(self.retrievers, await self.ask(), strict=True):
+            check(result, Reranked(BY[retriever._adapter._service.ranker.mode]))
+
+    async def check_they_get(self, row: MilvusRow, timeout: float) -> None:
+        check_all(await self.ask(), row, timeout)
+
+
+def check_all(results: Iterable[tuple[Got, float]], row: MilvusRow, timeout: float) -> None:
+    """Assert that every call brought what the row says, in time."""
+    assert isinstance(row.call, Raises)
+    for result, seconds in results:
+        check_error(result, row.call)
+        assert isinstance(result, SearchError)
+        assert result.reason in row.reasons
+        assert seconds < timeout + MARGIN
+
+
+MakeUsers = Callable[..., Awaitable[Users]]
+
+
+@pytest.fixture
+async def users(how: How, well_vllm: FakeVLLM) -> AsyncIterator[MakeUsers]:
+    """Make retrievers of both front ends, every mode and `on_error`; closed after the test."""
+    async with AsyncExitStack() as stack:
+
+        async def make(
+            uri: str, *, timeout: float, vllm: str = well_vllm.url, modes: Sequence[Mode] = MODES
+        ) -> Users:
+            retrievers = [
+                (front_end, front_end.retriever(NAME, uri, ranker, timeout=timeout))
+                for front_end in FRONT_ENDS
+                for ranker in rankers(vllm, modes)
+            ]
+            for _, retriever in retrievers:
+                await stack.enter_async_context(retriever)
+            return Users(how, retrievers)
+
+        yield make
+
+
+def rankers(vllm: str, modes: Sequence[Mode]) -> list[VLLMRanker]:
+    return [
+        VLLMRanker(vllm, mode=mode, on_error=on_error) for mode in modes for on_error in ON_ERROR
+    ]
+
+
+# Rows: Milvus cannot be reached
+
+
+async def test_a_milvus_that_refuses_connections(users: MakeUsers) -> None:
+    with refusing() as uri:
+        of_every_kind = await users(uri, timeout=LONG)
+
+        await of_every_kind.check_they_get(row("refuses connections"), LONG)
+
+
+async def test_a_milvus_that_takes_the_first_connection_and_never_answers(
+    users: MakeUsers,
+) -> None:
+    expected = row("takes the first connection and never answers")
+    with silent() as server:
+        of_every_kind = await users(server.url, timeout=BRIEF)
+
+        for each in of_every_kind.retrievers:
+            alone = replace(of_every_kind, retrievers=[each])
+            await alone.check_they_get(expected, BRIEF)
+
+
+async def test_many_retrievers_that_first_meet_a_milvus_that_never_answers_all_end_in_time(
+    users: MakeUsers, how: How
+) -> None:
+    if how == "sync":
+        pytest.skip("pymilvus opens one blocking connection at a time: they wait in turn")
+    with silent() as server:
+        many = await users(server.url, timeout=SHORT)
+
+        await many.check_they_get(NEVER_ANSWERS, SHORT)
+
+
+async def test_many_callers_of_one_retriever_end_in_time_when_milvus_never_answers(
+    users: MakeUsers,
+) -> None:
+    with silent() as server:
+        several = await users(server.url, timeout=SHORT)
+        many = replace(several, retrievers=several.retrievers[:1] * AT_ONCE)
+
+        await many.check_they_get(NEVER_ANSWERS, SHORT)
+
+
+async def test_a_milvus_that_stops_answering_between_two_calls(
+    users: MakeUsers, milvus: MilvusProcess
+) -> None:
+    of_every_kind = await users(milvus.uri, timeout=SHORT)
+    await of_every_kind.check_they_work()
+
+    with milvus.frozen():
+        await of_every_kind.check_they_get(row("stops answering between two calls"), SHORT)
+    await of_every_kind.check_they_work()
+
+
+async def test_a_milvus_that_is_killed_and_comes_back_later(
+    users: MakeUsers, milvus: MilvusProcess
+) -> None:
+    of_every_kind = await users(milvus.uri, timeout=LONG)
+    await of_every_kind.check_they_work()
+
+    milvus.kill()
+    await of_every_kind.check_they_get(row("is killed between two calls"), LONG)
+    milvus.start()
+    await of_every_kind.check_they_work()
+
+
+async def test_a_milvus_that_is_killed_in_the_middle_of_a_search(
+    users: MakeUsers, milvus: MilvusProcess, well_vllm: FakeVLLM
+) -> None:
+    allowed = threading.Event()
+    with passing_on_to(well_vllm.url, allowed=allowed) as vllm:
+        reranked_in_milvus = await users(milvus.uri, timeout=LONG, vllm=vllm.url, modes=["server"])
+        asking = asyncio.ensure_future(reranked_in_milvus.ask())
+        for _ in reranked_in_milvus.retrievers:
+            assert await asyncio.to_thread(vllm.arrived.acquire, timeout=LONG)
+
+        milvus.kill()
+        check_all(await asking, row("is killed in the middle of a search"), LONG)
+        milvus.start()
+        allowed.set()
+        await reranked_in_milvus.check_they_work()
+
+
+async def test_a_milvus_that_is_killed_and_restarted_between_two_calls(
+    users: MakeUsers, milvus: MilvusProcess
+) -> None:
+    assert row("is killed and restarted between two calls").call == "works"
+    of_every_kind = await users(milvus.uri, timeout=LONG)
+    await of_every_kind.check_they_work()
+
+    milvus.kill()
+    milvus.start()
+    await of_every_kind.check_they_work()
+
+
+async def test_a_client_of_the_users_own_does_not_keep_a_retriever_from_connecting_again(
+    users: MakeUsers, unknown_milvus: MilvusProcess
+) -> None:
+    patient = {"grpc.initial_reconnect_backoff_ms": 60_000, "grpc.max_reconnect_backoff_ms": 60_000}
+    client = MilvusClient(unknown_milvus.uri, grpc_options=patient)
+    of_every_kind = await users(unknown_milvus.uri, timeout=LONG)
+    await of_every_kind.check_they_work()
+
+    unknown_milvus.kill()
+    await of_every_kind.check_they_get(MILVUS_ROWS["is killed between two calls"], LONG)
+    unknown_milvus.start()
+    await of_every_kind.check_they_work()
+    client.close()
+
+
+# What can go on without Milvus
+
+
+async def test_a_reranker_through_milvus_can_go_on_without_it_once_it_knows_the_collection(
+    how: How, milvus: MilvusProcess, well_vllm: FakeVLLM
+) -> None:
+    async with AsyncExitStack() as stack:
+        rerankers = [
+            (front_end, front_end.module.MilvusVLLMRerank(NAME, ranker=ranker, uri=milvus.uri))
+            for front_end in FRONT_ENDS
+            for ranker in rankers(well_vllm.url, ["server"])
+        ]
+        for _, reranker in rerankers:
+            await stack.enter_async_context(reranker)
+        users = Users(how, rerankers)
+        for result, _ in await users.ask():
+            check(result, Reranked("milvus"), k=len(TEXTS))
+
+        milvus.kill()
+        results = await users.ask()
+
+    for raised, reranked, skipped in (results[:3], results[3:]):
+        check_all([raised], row("is killed between two calls"), LONG)
+        check(reranked[0], Reranked("client"), k=len(TEXTS))
+        check(skipped[0], Unranked("Fail connecting to server"), k=len(TEXTS))
+
+
+# Rows: the collection is not as it was
+
+
+async def test_a_milvus_that_has_released_the_collection(
+    users: MakeUsers, milvus: MilvusProcess
+) -> None:
+    assert row("has released the collection").call == "works"
+    of_every_kind = await users(milvus.uri, timeout=LONG)
+    await of_every_kind.check_they_work()
+
+    with_admin(milvus, lambda client: client.release_collection(NAME))
+    await of_every_kind.check_they_work()
+
+
+async def test_a_milvus_that_has_dropped_the_collection(
+    users: MakeUsers, milvus: MilvusProcess
+) -> None:
+    of_every_kind = await users(milvus.uri, timeout=LONG)
+    await of_every_kind.check_they_work()
+
+    with_admin(milvus, lambda client: client.drop_collection(NAME))
+    await of_every_kind.check_they_get(row("has dropped the collection"), LONG)
+    with_admin(milvus, create_with_other_fields)
+    await of_every_kind.check_they_work()
+
+
+async def test_a_milvus_that_has_had_the_collection_made_anew_with_other_fields(
+    users: MakeUsers, milvus: MilvusProcess
+) -> None:
+    of_every_kind = await users(milvus.uri, timeout=LONG)
+    await of_every_kind.check_they_work()
+
+    with_admin(milvus, create_with_other_fields)
+    await of_every_kind.check_they_get(
+        row("has had the collection made anew with other fields"), LONG
+    )
+    await of_every_kind.check_they_work()
+
+
+def test_every_row_about_milvus_is_shown_here() -> None:
+    shown = re.findall(r'row\(\s*"([^"]+)"', Path(__file__).read_text())
+
+    assert set(shown) == set(MILVUS_ROWS)
