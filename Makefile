@@ -5,7 +5,7 @@ PYTHON ?= python3
 BESIDE_VLLM := .venv/bin/python tools/vllm_server.py run
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint clean
+.PHONY: help demo test test-fast lint clean eval bench soak
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -15,6 +15,16 @@ help: ## List the targets
 
 demo: .venv/installed.txt ## Search and rerank with a real vLLM, in and beside Milvus
 	$(BESIDE_VLLM) -- .venv/bin/python examples/quickstart.py
+
+eval: .venv/installed-bench.txt ## Measure what reranking does to the quality of retrieval
+	GRPC_VERBOSITY=ERROR $(BESIDE_VLLM) -- \
+		.venv/bin/python -m benchmarks.eval --picture docs/quality.png
+
+bench: .venv/installed-bench.txt ## Measure what the package costs, beside others and bare clients
+	$(BESIDE_VLLM) -- .venv/bin/python -m benchmarks
+
+soak: .venv/installed.txt ## Make 5,000 calls while the servers fail; look for wrong answers and leaks
+	$(BESIDE_VLLM) -- .venv/bin/python -m benchmarks.soak
 
 test: .venv/installed.txt ## Run all tests with real vLLM servers, then on old and new versions
 	$(BESIDE_VLLM) --cross-encoder -- sh -c '.venv/bin/python -m pytest && .venv/bin/nox'
@@ -39,4 +49,8 @@ clean: ## Remove everything that these targets have made
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install -qq --upgrade 'pip>=25.1'
 	.venv/bin/python -m pip install -qq --editable '.[all]' --group dev
+	@touch $@
+
+.venv/installed-bench.txt: .venv/installed.txt
+	.venv/bin/python -m pip install -qq --group bench
 	@touch $@

@@ -131,7 +131,7 @@ async def at_once(how: How, calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     if how == "async":
         return list(await asyncio.gather(*calls))
     loop = asyncio.get_running_loop()
-    with ThreadPoolExecutor(len(calls)) as threads:
+    with ThreadPoolExecutor(max(len(calls), 1)) as threads:
         futures = [loop.run_in_executor(threads, asyncio.run, call) for call in calls]
         return list(await asyncio.gather(*futures))
 

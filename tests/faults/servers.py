@@ -213,6 +213,7 @@ class MilvusProcess:
         self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         options = ["--data-dir", str(data_dir), "--host", "127.0.0.1", "--port", str(self.port)]
+        options += ["--max-workers", "32"]  # a search that waits for vLLM holds one
         self._command = [sys.executable, "-m", "milvus_lite", "server", *options]
         self._process: subprocess.Popen[bytes] | None = None
 

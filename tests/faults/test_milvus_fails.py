@@ -7,7 +7,7 @@ import re
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from tests.corpus import create_collection
 from tests.fakes import FakeVLLM
 from tests.faults.callers import (
     FRONT_ENDS,
+    HOWS,
     MARGIN,
     TEXTS,
     FrontEnd,
@@ -44,9 +45,10 @@ from tests.faults.table import (
 
 NAME = "milvus_fails_docs"
 SHORT = 2.0  # seconds a call may take that is to run into its limit
-BRIEF = 0.2  # the same, where the calls are made one after another
+BRIEF = 0.1  # the same, where the calls are made one after another
+MEDIUM = 5.0  # the same, where calls are to succeed too
 LONG = 30.0
-AT_ONCE = 12  # retrievers of every kind: two front ends, two modes, three on_error
+MANY = 12
 BY: dict[Mode, By] = {"server": "milvus", "client": "client"}
 
 NEVER_ANSWERS = MILVUS_ROWS["takes the first connection and never answers"]
@@ -98,20 +100,34 @@ def with_admin(milvus: MilvusProcess, do: Callable[[MilvusClient], object]) -> N
 
 
 @dataclass(frozen=True)
-class Users:
-    """Retrievers of both front ends, with rankers of several kinds."""
+class User:
+    """A retriever or a reranker, and how it is asked."""
 
+    front_end: FrontEnd
     how: How
-    retrievers: Sequence[tuple[FrontEnd, Any]]
+    subject: Any
+
+    async def ask(self) -> tuple[Got, float]:
+        return await got(self.front_end.call(self.subject, self.how))
+
+
+@dataclass(frozen=True)
+class Users:
+    """Users of both front ends, blocking and async, with rankers of several kinds."""
+
+    every: Sequence[User]
 
     async def ask(self) -> list[tuple[Got, float]]:
         """Ask them all at once."""
-        calls = [got(front_end.call(each, self.how)) for front_end, each in self.retrievers]
-        return await at_once(self.how, calls)
+        answers = await asyncio.gather(
+            *(at_once(how, [user.ask() for user in self.every if user.how == how]) for how in HOWS)
+        )
+        by_how = dict(zip(HOWS, map(iter, answers), strict=True))
+        return [next(by_how[user.how]) for user in self.every]
 
     async def check_they_work(self) -> None:
-        for (_, retriever), (result, _) in zip(self.retrievers, await self.ask(), strict=True):
-            check(result, Reranked(BY[retriever._adapter._service.ranker.mode]))
+        for user, (result, _) in zip(self.every, await self.ask(), strict=True):
+            check(result, Reranked(BY[user.subject._adapter._service.ranker.mode]))
 
     async def check_they_get(self, row: MilvusRow, timeout: float) -> None:
         check_all(await self.ask(), row, timeout)
@@ -131,21 +147,27 @@ MakeUsers = Callable[..., Awaitable[Users]]
 
 
 @pytest.fixture
-async def users(how: How, well_vllm: FakeVLLM) -> AsyncIterator[MakeUsers]:
-    """Make retrievers of both front ends, every mode and `on_error`; closed after the test."""
+async def users(well_vllm: FakeVLLM) -> AsyncIterator[MakeUsers]:
+    """Make retrievers of every kind: front end, how they are asked, mode and `on_error`."""
     async with AsyncExitStack() as stack:
 
         async def make(
-            uri: str, *, timeout: float, vllm: str = well_vllm.url, modes: Sequence[Mode] = MODES
+            uri: str,
+            *,
+            timeout: float,
+            vllm: str = well_vllm.url,
+            modes: Sequence[Mode] = MODES,
+            hows: Sequence[How] = HOWS,
         ) -> Users:
-            retrievers = [
-                (front_end, front_end.retriever(NAME, uri, ranker, timeout=timeout))
+            every = [
+                User(front_end, how, front_end.retriever(NAME, uri, ranker, timeout=timeout))
                 for front_end in FRONT_ENDS
+                for how in hows
                 for ranker in rankers(vllm, modes)
             ]
-            for _, retriever in retrievers:
-                await stack.enter_async_context(retriever)
-            return Users(how, retrievers)
+            for user in every:
+                await stack.enter_async_context(user.subject)
+            return Users(every)
 
         yield make
 
@@ -173,9 +195,8 @@ async def test_a_milvus_that_takes_the_first_connection_and_never_answers(
     with silent() as server:
         of_every_kind = await users(server.url, timeout=BRIEF)
 
-        for each in of_every_kind.retrievers:
-            alone = replace(of_every_kind, retrievers=[each])
-            await alone.check_they_get(expected, BRIEF)
+        for user in of_every_kind.every:
+            await Users([user]).check_they_get(expected, BRIEF)
 
 
 async def test_many_retrievers_that_first_meet_a_milvus_that_never_answers_all_end_in_time(
@@ -184,29 +205,28 @@ async def test_many_retrievers_that_first_meet_a_milvus_that_never_answers_all_e
     if how == "sync":
         pytest.skip("pymilvus opens one blocking connection at a time: they wait in turn")
     with silent() as server:
-        many = await users(server.url, timeout=SHORT)
+        many = await users(server.url, timeout=SHORT, hows=[how])
 
         await many.check_they_get(NEVER_ANSWERS, SHORT)
 
 
 async def test_many_callers_of_one_retriever_end_in_time_when_milvus_never_answers(
-    users: MakeUsers,
+    users: MakeUsers, how: How
 ) -> None:
     with silent() as server:
-        several = await users(server.url, timeout=SHORT)
-        many = replace(several, retrievers=several.retrievers[:1] * AT_ONCE)
+        one, *_ = (await users(server.url, timeout=SHORT, hows=[how])).every
 
-        await many.check_they_get(NEVER_ANSWERS, SHORT)
+        await Users([one] * MANY).check_they_get(NEVER_ANSWERS, SHORT)
 
 
 async def test_a_milvus_that_stops_answering_between_two_calls(
     users: MakeUsers, milvus: MilvusProcess
 ) -> None:
-    of_every_kind = await users(milvus.uri, timeout=SHORT)
+    of_every_kind = await users(milvus.uri, timeout=MEDIUM)
     await of_every_kind.check_they_work()
 
     with milvus.frozen():
-        await of_every_kind.check_they_get(row("stops answering between two calls"), SHORT)
+        await of_every_kind.check_they_get(row("stops answering between two calls"), MEDIUM)
     await of_every_kind.check_they_work()
 
 
@@ -229,7 +249,7 @@ async def test_a_milvus_that_is_killed_in_the_middle_of_a_search(
     with passing_on_to(well_vllm.url, allowed=allowed) as vllm:
         reranked_in_milvus = await users(milvus.uri, timeout=LONG, vllm=vllm.url, modes=["server"])
         asking = asyncio.ensure_future(reranked_in_milvus.ask())
-        for _ in reranked_in_milvus.retrievers:
+        for _ in reranked_in_milvus.every:
             assert await asyncio.to_thread(vllm.arrived.acquire, timeout=LONG)
 
         milvus.kill()
@@ -270,27 +290,33 @@ async def test_a_client_of_the_users_own_does_not_keep_a_retriever_from_connecti
 
 
 async def test_a_reranker_through_milvus_can_go_on_without_it_once_it_knows_the_collection(
-    how: How, milvus: MilvusProcess, well_vllm: FakeVLLM
+    milvus: MilvusProcess, well_vllm: FakeVLLM
 ) -> None:
+    kinds = [(front_end, how) for front_end in FRONT_ENDS for how in HOWS]
     async with AsyncExitStack() as stack:
-        rerankers = [
-            (front_end, front_end.module.MilvusVLLMRerank(NAME, ranker=ranker, uri=milvus.uri))
-            for front_end in FRONT_ENDS
-            for ranker in rankers(well_vllm.url, ["server"])
-        ]
-        for _, reranker in rerankers:
-            await stack.enter_async_context(reranker)
-        users = Users(how, rerankers)
+        users = Users(
+            [
+                User(front_end, how, reranker_of(front_end, milvus, ranker))
+                for front_end, how in kinds
+                for ranker in rankers(well_vllm.url, ["server"])
+            ]
+        )
+        for user in users.every:
+            await stack.enter_async_context(user.subject)
         for result, _ in await users.ask():
             check(result, Reranked("milvus"), k=len(TEXTS))
 
         milvus.kill()
-        results = await users.ask()
+        results = iter(await users.ask())
 
-    for raised, reranked, skipped in (results[:3], results[3:]):
+    for raised, reranked, skipped in zip(results, results, results, strict=True):
         check_all([raised], row("is killed between two calls"), LONG)
         check(reranked[0], Reranked("client"), k=len(TEXTS))
         check(skipped[0], Unranked("Fail connecting to server"), k=len(TEXTS))
+
+
+def reranker_of(front_end: FrontEnd, milvus: MilvusProcess, ranker: VLLMRanker) -> Any:
+    return front_end.module.MilvusVLLMRerank(NAME, ranker=ranker, uri=milvus.uri)
 
 
 # Rows: the collection is not as it was

@@ -122,18 +122,24 @@ class AsyncDriver:
 
     async def _call_milvus(self, step: CallMilvus) -> Any:
         assert self._milvus is not None
-        client = await self._milvus.async_client()
-        # Of many calls that start at once, each gives way here: what they prepare and what they
-        # send would else hold up the event loop in one go.
-        await asyncio.sleep(0)
+        milvus, client = self._milvus, None
         timeout = _timeout(step)
+
+        async def call() -> Any:
+            nonlocal client
+            client = await milvus.async_client()
+            # Of many calls that start at once, each gives way here: what they prepare and what
+            # they send would else hold up the event loop in one go.
+            await asyncio.sleep(0)
+            return await getattr(client, step.method)(**step.arguments, **timeout)
+
         try:
-            call = getattr(client, step.method)(**step.arguments, **timeout)
-            # A time limit of the call alone would leave out the connecting, which pymilvus's
-            # async client does on its first call.
-            return await asyncio.wait_for(call, timeout.get("timeout"))
+            # The time limit is for the connecting too.
+            return await asyncio.wait_for(call(), timeout.get("timeout"))
+        except MilvusVLLMError:
+            raise
         except Exception as error:  # noqa: BLE001 - pymilvus and grpc raise many kinds
-            failed = self._milvus.failure(error, step.what, client)
+            failed = milvus.failure(error, step.what, client)
         raise failed
 
     async def _at_once(self, steps: Sequence[Step], limit: int, *, errors_apart: bool) -> list[Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -132,7 +134,11 @@ class MilvusConnection:
         self._borrowed = client
         self._borrowed_async = async_client
         self._owned: MilvusClient | None = None
+        self._finalizer: weakref.finalize[..., Any] | None = None
         self._owned_async = PerLoop(self._new_async_client, _close_async)
+        self._connected: weakref.WeakSet[AsyncMilvusClient] = weakref.WeakSet()
+        self._entering: weakref.WeakKeyDictionary[AsyncMilvusClient, asyncio.Lock]
+        self._entering = weakref.WeakKeyDictionary()
         forget_in_child(self)
 
     @classmethod
@@ -176,6 +182,8 @@ class MilvusConnection:
                 client = self._connect(MilvusClient, arguments, deadline.remaining())
                 with self._lock:
                     self._owned = client
+                    # Closed also where nobody calls close, as with most retrievers.
+                    self._finalizer = weakref.finalize(self, client.close)
             return client
         finally:
             self._connecting.release()
@@ -188,7 +196,17 @@ class MilvusConnection:
                 its server is.
             SearchError: Milvus cannot be reached.
         """
-        return self._borrowed_async or await self._owned_async.get()
+        if self._borrowed_async is not None:
+            return self._borrowed_async
+        client = await self._owned_async.get()
+        if client not in self._connected:
+            # pymilvus connects with a client's first call; of several at once each would, and all
+            # of these connections but one would stay open for good.
+            async with self._entering.setdefault(client, asyncio.Lock()):
+                if client not in self._connected:
+                    await _enter(client)
+                    self._connected.add(client)
+        return client
 
     def failure(self, error: Exception, what: str, client: Any) -> MilvusVLLMError:
         """Return what a client's error means, without secrets and ready to be raised.
@@ -206,7 +224,7 @@ class MilvusConnection:
         if self._redacted(str(error)) == str(error):
             # One that shows a secret is not passed on as the cause.
             explained.__cause__ = error
-        if isinstance(explained, SearchError) and explained.reason == "closed":
+        if client and isinstance(explained, SearchError) and explained.reason == "closed":
             if client in (self._borrowed, self._borrowed_async):
                 explained = SearchError(f"{shown} (the client that was passed in is closed)")
                 explained.__cause__ = error
@@ -227,6 +245,8 @@ class MilvusConnection:
     def forget_connections(self) -> Sequence[object]:
         """Give up the clients of the parent process, without closing them."""
         inherited = (self._owned, self._owned_async)
+        if self._finalizer is not None:
+            self._finalizer.detach()
         self._lock = threading.Lock()
         self._connecting = threading.Lock()
         self._owned = None
@@ -237,6 +257,9 @@ class MilvusConnection:
         """Close the blocking client, if it is ours."""
         with self._lock:
             client, self._owned = self._owned, None
+            finalizer, self._finalizer = self._finalizer, None
+        if finalizer is not None:
+            finalizer.detach()
         if client is not None:
             client.close()
 
@@ -310,6 +333,13 @@ def _arguments_of(client: MilvusClient) -> dict[str, Any]:
         "db_name": config.db_name,
         **dict(config.handler_kwargs),
     }
+
+
+async def _enter(client: AsyncMilvusClient) -> None:
+    """Connect, where this version of pymilvus has a way to ask for it."""
+    enter = getattr(client, "__aenter__", None)
+    if enter is not None:
+        await enter()
 
 
 async def _close_async(client: AsyncMilvusClient) -> None:

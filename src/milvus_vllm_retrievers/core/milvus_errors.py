@@ -50,6 +50,7 @@ _REASONS: tuple[tuple[str, SearchFailure], ...] = (
     ("should create connection first", "closed"),
     ("closed channel", "closed"),
     ("channel closed", "closed"),
+    ("channel is closed", "closed"),
     ("no channel in handler", "closed"),
     ("context deadline exceeded", "rerank_timeout"),
     ("deadline_exceeded", "timeout"),

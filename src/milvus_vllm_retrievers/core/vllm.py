@@ -311,14 +311,20 @@ class VLLMClient:
     def _send(self, request: RerankRequest, deadline: Deadline) -> list[float]:
         limit = self._limit(request, deadline)
         arguments = _stream_arguments(request, limit)
+        client = self._blocking_client()
         try:
-            with self._blocking_client().stream(**arguments) as response:
+            with client.stream(**arguments) as response:
                 body = bytearray()
                 for chunk in response.iter_bytes():
                     body += chunk
                     _check_body(body, request, limit)
                 answer = _answer(response, body)
         except (httpx.HTTPError, TimeoutError) as error:
+            raise transport_error(error, request) from error
+        except RuntimeError as error:
+            if not client.is_closed:
+                raise
+            # Closed by another thread or task; the next try makes another client.
             raise transport_error(error, request) from error
         return read_scores(answer, request)
 
@@ -363,6 +369,11 @@ class VLLMClient:
                     _check_body(body, request, limit)
                 answer = _answer(response, body)
         except (httpx.HTTPError, TimeoutError) as error:
+            raise transport_error(error, request) from error
+        except RuntimeError as error:
+            if not client.is_closed:
+                raise
+            # Closed by another thread or task; the next try makes another client.
             raise transport_error(error, request) from error
         return read_scores(answer, request)
 

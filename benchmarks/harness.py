@@ -1,0 +1,309 @@
+"""What the benchmarks share: results, servers in processes of their own, and fair timing.
+
+Two processes stand in for a cluster: Milvus 2.6 (`milvus_process`) and vLLM's rerank API
+(`rerank_process`). They are apart from the client, so that its CPU time is measured alone. What is
+compared is run in turn, again and again, and a ratio is the median of the rounds' ratios: noise
+that lasts longer than a round hits both sides.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)  # what names a variant
+
+ROOT = Path(__file__).resolve().parent.parent
+_PACKAGES = (
+    "milvus-vllm-retrievers",
+    "pymilvus",
+    "milvus-lite",
+    "langchain-core",
+    "llama-index-core",
+    "httpx",
+    "pydantic",
+    "grpcio",
+    "protobuf",
+)
+_START_SECONDS = 60.0
+_STOP_SECONDS = 10.0
+
+
+# --- Results --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Result:
+    """One figure beside what it should be.
+
+    Attributes:
+        target: Which target of the project it belongs to, such as ``"1 overhead"``.
+        what: What was measured, in words.
+        figure: The figure.
+        limit: What it is held against.
+        unit: ``"x"`` for a ratio, else the unit of both numbers.
+        at_most: Whether the limit is the largest figure that meets it, or the smallest.
+        details: Anything else worth keeping; must be JSON.
+    """
+
+    target: str
+    what: str
+    figure: float
+    limit: float
+    unit: str = "x"
+    at_most: bool = True
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def met(self) -> bool:
+        """Whether the figure keeps the limit."""
+        return self.figure <= self.limit if self.at_most else self.figure >= self.limit
+
+
+class NotRunError(Exception):
+    """Raised by a benchmark that lacks something it needs; the message says what."""
+
+
+def describe_machine() -> dict[str, Any]:
+    """Return what the figures depend on: the processor, the memory, the load, Python."""
+    return {
+        "cpu": _from_proc("/proc/cpuinfo", "model name") or platform.processor(),
+        "cores": os.cpu_count(),
+        "memory": _from_proc("/proc/meminfo", "MemTotal"),
+        "load_average": [round(load, 2) for load in os.getloadavg()],
+        "system": platform.platform(),
+        "python": platform.python_version(),
+    }
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of what is measured."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions
+
+
+def _from_proc(path: str, key: str) -> str | None:
+    file = Path(path)
+    lines = file.read_text().splitlines() if file.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), None)
+
+
+def real_vllm() -> str | None:
+    """Return the endpoint of the real vLLM that `make bench` starts, or None."""
+    return os.environ.get("VLLM_ENDPOINT") or None
+
+
+def say(text: str) -> None:
+    """Tell the person who waits."""
+    print(f"[bench] {text}", flush=True)
+
+
+# --- Servers --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def server_process(module: str, *arguments: str) -> Iterator[str]:
+    """Run a module as a server while the block runs, and yield the URL it prints.
+
+    It ends with the block, and also when this process dies without leaving the block, since its
+    standard input closes then.
+
+    Raises:
+        RuntimeError: It did not start; its own error is on standard error.
+    """
+    search_path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    with subprocess.Popen(
+        [sys.executable, "-m", module, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": search_path},
+    ) as server:
+        try:
+            yield _url_of(server, module)
+        finally:
+            _end(server)
+
+
+def _url_of(server: subprocess.Popen[str], module: str) -> str:
+    assert server.stdout is not None
+    watchdog = threading.Timer(_START_SECONDS, server.kill)
+    watchdog.start()
+    try:
+        url = server.stdout.readline().strip()
+    finally:
+        watchdog.cancel()
+    if not url:
+        raise RuntimeError(f"{module} did not start; see its standard error")
+    return url
+
+
+def _end(server: subprocess.Popen[str]) -> None:
+    server.terminate()
+    try:
+        server.wait(_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        server.kill()
+
+
+@contextmanager
+def milvus_process(data_dir: str | os.PathLike[str], *, workers: int = 10) -> Iterator[str]:
+    """Run the stand-in for Milvus 2.6 (tests/milvus26) and yield its URI.
+
+    Args:
+        data_dir: Where the collections are stored; made if missing.
+        workers: Searches it does at once; each waits for its rerank call.
+    """
+    arguments = ("--data-dir", os.fspath(data_dir), "--workers", str(workers))
+    with server_process("benchmarks.milvus_server", *arguments) as uri:
+        yield uri
+
+
+@contextmanager
+def rerank_process(delay_ms: float = 0) -> Iterator[str]:
+    """Run a stand-in for vLLM's rerank API that answers after a fixed delay; yield its URL."""
+    with server_process("benchmarks.rerank_server", "--delay-ms", str(delay_ms)) as url:
+        yield url
+
+
+@contextmanager
+def replaying(milvus_uri: str, delay_ms: float = 0, *, same_answer: bool = False) -> Iterator[str]:
+    """Answer searches that Milvus answered before in its place; yield the URI to ask.
+
+    A search is recorded the first time and answered after a fixed delay from then on, so that
+    neither the stand-in's speed nor its worker threads stand between the client and its figure.
+
+    Args:
+        milvus_uri: Where the searches are recorded.
+        delay_ms: How long an answer takes.
+        same_answer: Whether every search gets the first one's answer, whatever it asks.
+    """
+    arguments = ["--upstream", milvus_uri, "--delay-ms", str(delay_ms)]
+    arguments += ["--same-answer"] if same_answer else []
+    with server_process("benchmarks.replay_server", *arguments) as uri:
+        yield uri
+
+
+# --- Timing ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds per call of one variant, one value for each round.
+
+    Attributes:
+        cpu: CPU seconds of this process, all its threads, per call.
+        wall: Seconds on the clock per call.
+    """
+
+    cpu: Sequence[float]
+    wall: Sequence[float]
+
+    @property
+    def cpu_ms(self) -> float:
+        """The median of the CPU time, in milliseconds per call."""
+        return 1000 * statistics.median(self.cpu)
+
+    @property
+    def wall_ms(self) -> float:
+        """The median of the time on the clock, in milliseconds per call."""
+        return 1000 * statistics.median(self.wall)
+
+    def cpu_ratio(self, other: Timing) -> float:
+        """Return the median of the rounds' ratios of CPU time, this to the other."""
+        return _ratio(self.cpu, other.cpu)
+
+    def wall_ratio(self, other: Timing) -> float:
+        """Return the median of the rounds' ratios of time on the clock, this to the other."""
+        return _ratio(self.wall, other.wall)
+
+
+def _ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+
+
+def interleaved(
+    variants: Mapping[K, Callable[[], Any]], rounds: int, repeat: int
+) -> dict[K, Timing]:
+    """Run variants in turn, `repeat` calls of each in every round, after one call to warm up.
+
+    Many rounds of few calls find smaller differences than few rounds of many.
+
+    Args:
+        variants: What to run, by name.
+        rounds: How often each has its turn; the first in a round is another every time.
+        repeat: Calls in one turn.
+    """
+    clocks = _Clocks(variants)
+    for call in variants.values():
+        call()
+    for name in _turns(list(variants), rounds):
+        call = variants[name]
+        with clocks.measuring(name, repeat):
+            for _ in range(repeat):
+                call()
+    return clocks.timings()
+
+
+async def ainterleaved(
+    variants: Mapping[K, Callable[[], Awaitable[Any]]], rounds: int, repeat: int
+) -> dict[K, Timing]:
+    """Run coroutine functions in turn, one call after another; the async twin of `interleaved`."""
+    clocks = _Clocks(variants)
+    for call in variants.values():
+        await call()
+    for name in _turns(list(variants), rounds):
+        call = variants[name]
+        with clocks.measuring(name, repeat):
+            for _ in range(repeat):
+                await call()
+    return clocks.timings()
+
+
+def _turns(names: Sequence[K], rounds: int) -> Iterator[K]:
+    for turn in range(rounds):
+        start = turn % len(names)
+        yield from (*names[start:], *names[:start])
+
+
+class _Clocks(Generic[K]):
+    """Measures turns, and keeps the garbage collector out of what was there before them.
+
+    A collection of all that the imports left would hit now one side, now the other.
+    """
+
+    def __init__(self, names: Iterable[K]) -> None:
+        gc.collect()
+        gc.freeze()
+        self._cpu: dict[K, list[float]] = {}
+        self._wall: dict[K, list[float]] = {}
+        for name in names:
+            self._cpu[name], self._wall[name] = [], []
+
+    @contextmanager
+    def measuring(self, name: K, repeat: int) -> Iterator[None]:
+        wall, cpu = time.perf_counter(), time.process_time()
+        yield
+        self._cpu[name].append((time.process_time() - cpu) / repeat)
+        self._wall[name].append((time.perf_counter() - wall) / repeat)
+
+    def timings(self) -> dict[K, Timing]:
+        gc.unfreeze()
+        return {name: Timing(self._cpu[name], self._wall[name]) for name in self._cpu}
