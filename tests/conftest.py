@@ -14,6 +14,8 @@ from pymilvus import MilvusClient
 from tests.fakes import FakeVLLM, running_fake_vllm
 from tests.milvus26 import running_milvus26
 
+pytest_plugins = ["tests.trust.leaks"]
+
 Ask = Callable[..., Awaitable[list[Document]]]
 
 

@@ -54,7 +54,7 @@ def test_a_null_text_is_none() -> None:
 
 
 def test_a_row_without_its_text_field_is_an_error_since_the_collection_is_another() -> None:
-    with pytest.raises(SearchError, match="without the field 'document'.*made anew"):
+    with pytest.raises(SearchError, match=r"without the field 'document'.*made anew"):
         read({"pk": 1, "distance": 0.5, "entity": {"body": "a text"}})
 
 

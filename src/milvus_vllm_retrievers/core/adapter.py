@@ -51,6 +51,10 @@ class Closing:
         """Close this event loop's connections and the blocking ones that were made here."""
         await self._adapter.aclose()
 
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        self.__reduce_ex__(0)
+        return self
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError(
             f"a {type(self).__name__} holds connections and secrets and is neither pickled nor "
@@ -93,6 +97,8 @@ class MilvusVLLMAdapter:
         if not isinstance(settings.collection_name, str) or not settings.collection_name:
             raise ConfigurationError("collection_name must be the name of a collection")
         self._connection = connection
+        if ranker is not None and ranker.api_key is not None:
+            connection.hide(ranker.api_key.get_secret_value())
         self._settings = settings
         self._service = None if ranker is None else RerankService.of(ranker)
         self._vllm = None if ranker is None else VLLMClient(ranker)

@@ -6,6 +6,7 @@ import asyncio
 import re
 import threading
 import weakref
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -82,7 +83,7 @@ class ConnectionSettings:
 
     @property
     def _login(self) -> str:
-        return self.uri.partition("://")[2].rpartition("@")[0]
+        return _login_in(self.uri)
 
     def arguments(self) -> dict[str, Any]:
         """Return the keyword arguments of pymilvus's clients."""
@@ -91,10 +92,18 @@ class ConnectionSettings:
 
     def redacted(self, text: str) -> str:
         """Take from a text what logs in: the token, passwords, and credentials in the URI."""
-        login, token = self._login, self.token
-        password = str(self.connection_args.get("password") or "")
-        after_user = [secret.partition(":")[2] for secret in (login, token)]
-        return redacted(text, [login, token, password, *after_user])
+        given = self.connection_args
+        logins = [self._login, self.token, str(given.get("token") or "")]
+        logins.append(_login_in(str(given.get("uri") or "")))
+        password = str(given.get("password") or "")
+        logins.append(f"{given.get('user')}:{password}" if password else "")
+        after_user = [secret.partition(":")[2] for secret in logins]
+        encoded = [b64encode(secret.encode()).decode() for secret in logins]  # as the header has it
+        return redacted(text, [*logins, password, *after_user, *encoded])
+
+
+def _login_in(uri: str) -> str:
+    return uri.partition("://")[2].rpartition("@")[0]
 
 
 class ConnectionArguments(Protocol):
@@ -133,6 +142,7 @@ class MilvusConnection:
         self._connecting = threading.Lock()  # held for long; `_lock` never is
         self._borrowed = client
         self._borrowed_async = async_client
+        self._secrets: list[str] = []
         self._owned: MilvusClient | None = None
         self._finalizer: weakref.finalize[..., Any] | None = None
         self._owned_async = PerLoop(self._new_async_client, _close_async)
@@ -218,16 +228,15 @@ class MilvusConnection:
             what: What was tried.
             client: The blocking or async client.
         """
-        explained = explain_error(error, what)
-        shown = self._redacted(str(explained))
-        explained.args = (shown, *explained.args[1:])
-        if self._redacted(str(error)) == str(error):
+        explained = explain_error(error, what, self._redacted)
+        shown = str(explained)
+        if not self._shows_a_secret(error):
             # One that shows a secret is not passed on as the cause.
             explained.__cause__ = error
         if client and isinstance(explained, SearchError) and explained.reason == "closed":
             if client in (self._borrowed, self._borrowed_async):
                 explained = SearchError(f"{shown} (the client that was passed in is closed)")
-                explained.__cause__ = error
+                explained.__cause__ = None if self._shows_a_secret(error) else error
             self._owned_async.discard(client)
             with self._lock:
                 self._owned = None if self._owned is client else self._owned
@@ -235,12 +244,26 @@ class MilvusConnection:
 
     def _redacted(self, text: str) -> str:
         """Take from a text what logs in, be it ours or the borrowed client's."""
-        text = self._settings.redacted(text)
+        text = self._settings.redacted(redacted(text, self._secrets))
         if hasattr(self._borrowed, "_config"):
             given = _arguments_of(self._borrowed)
             uri, token = str(given.pop("uri")), str(given.pop("token"))
             text = ConnectionSettings(uri, token, connection_args=given).redacted(text)
         return text
+
+    def _shows_a_secret(self, error: BaseException) -> bool:
+        """Tell whether an error shows one, or what it is chained to, be it in a circle."""
+        chain: list[BaseException] = [error]
+        for each in chain:
+            if any(self._redacted(text) != text for text in (str(each), repr(each))):
+                return True
+            linked = (each.__cause__, each.__context__)
+            chain += [one for one in linked if one is not None and one not in chain]
+        return False
+
+    def hide(self, secret: str) -> None:
+        """Keep a secret that Milvus may hear of out of every error."""
+        self._secrets.append(secret)
 
     def forget_connections(self) -> Sequence[object]:
         """Give up the clients of the parent process, without closing them."""
@@ -299,7 +322,7 @@ class MilvusConnection:
                 "install the extra 'lite' (pip install 'milvus-vllm-retrievers[lite]')",
                 reason="disconnected" if "://" in str(arguments["uri"]) else None,
             )
-            if shown == str(error):
+            if not self._shows_a_secret(error):
                 failed.__cause__ = error
         raise failed
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Callable
 
 from milvus_vllm_retrievers.errors import (
     MilvusVLLMError,
@@ -61,12 +62,15 @@ _REASONS: tuple[tuple[str, SearchFailure], ...] = (
 )
 
 
-def explain_error(error: Exception, what: str) -> MilvusVLLMError:
+def explain_error(
+    error: Exception, what: str, redacted: Callable[[str], str] = str
+) -> MilvusVLLMError:
     """Translate what pymilvus raised.
 
     Args:
         error: A MilvusException, what grpc raised, or asyncio's TimeoutError.
         what: What was tried, for the message, such as ``search of collection 'docs'``.
+        redacted: Takes secrets from a text.
 
     Returns:
         A `RerankError` where the rerank service failed inside the search, else a `SearchError`.
@@ -77,7 +81,7 @@ def explain_error(error: Exception, what: str) -> MilvusVLLMError:
             "candidates)",
             reason="timeout",
         )
-    full = _message(error)
+    full = redacted(_message(error))
     message, lowered = excerpt(full), full.lower()
     if any(sign in lowered for sign in _RERANK_FAILED):
         return _rerank_error(message, lowered)

@@ -227,7 +227,7 @@ def check_count(name: str, value: int) -> None:
 def _check_partitions(names: Sequence[str] | None) -> None:
     if names is None:
         return
-    if isinstance(names, str) or not names:
+    if not isinstance(names, (list, tuple)) or not names:
         # Milvus takes an empty list for all partitions.
         raise ConfigurationError(
             "partition_names must be a list of at least one name, or None for all partitions"

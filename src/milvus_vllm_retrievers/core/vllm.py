@@ -126,7 +126,7 @@ def read_scores(answer: Answer, request: RerankRequest) -> list[float]:
     if results is None:
         raise RerankResponseError(
             f"{request.url} answered with something other than rerank results "
-            f"({answer.headers.get('content-type', 'no content type')}: "
+            f"({request.shown(answer.headers.get('content-type', 'no content type'))}: "
             f"{request.shown(answer.text)!r}): is it vLLM's base URL?"
         )
     scores = dict(results)
@@ -194,7 +194,8 @@ def _hint(response: Answer, request: RerankRequest) -> str:
             "fails its whole request"
         )
     if status in _REDIRECTS:
-        target = urljoin(request.url, response.headers.get("location", ""))
+        location = request.shown(response.headers.get("location", ""))
+        target = urljoin(request.url, location)
         return f". It redirects to {target!r}; redirects are not followed: set that endpoint"
     return ""
 
@@ -207,9 +208,18 @@ def transport_error(error: Exception, request: RerankRequest) -> RerankConnectio
             "timeout, or rerank fewer candidates (fetch_k)"
         )
     return RerankConnectionError(
-        f"{request.url} could not be reached or broke off ({type(error).__name__}: {error}); "
-        "is vLLM running there?"
+        f"{request.url} could not be reached or broke off ({type(error).__name__}: "
+        f"{request.shown(str(error))}); is vLLM running there?"
     )
+
+
+def _with_cause(
+    failed: RerankConnectionError, error: Exception, request: RerankRequest
+) -> RerankConnectionError:
+    """Chain an error to its cause, unless the cause shows the key."""
+    if not request.api_key or request.api_key not in f"{error!r}{error.__context__!r}":
+        failed.__cause__ = error
+    return failed
 
 
 def should_retry(state: RetryCallState) -> bool:
@@ -320,13 +330,15 @@ class VLLMClient:
                     _check_body(body, request, limit)
                 answer = _answer(response, body)
         except (httpx.HTTPError, TimeoutError) as error:
-            raise transport_error(error, request) from error
+            failed = _with_cause(transport_error(error, request), error, request)
         except RuntimeError as error:
             if not client.is_closed:
                 raise
             # Closed by another thread or task; the next try makes another client.
-            raise transport_error(error, request) from error
-        return read_scores(answer, request)
+            failed = transport_error(error, request)
+        else:
+            return read_scores(answer, request)
+        raise failed
 
     async def _asend(self, request: RerankRequest, deadline: Deadline) -> list[float]:
         """Send in a task of its own, so that a cancelled call leaves no socket behind.
@@ -369,13 +381,15 @@ class VLLMClient:
                     _check_body(body, request, limit)
                 answer = _answer(response, body)
         except (httpx.HTTPError, TimeoutError) as error:
-            raise transport_error(error, request) from error
+            failed = _with_cause(transport_error(error, request), error, request)
         except RuntimeError as error:
             if not client.is_closed:
                 raise
             # Closed by another thread or task; the next try makes another client.
-            raise transport_error(error, request) from error
-        return read_scores(answer, request)
+            failed = transport_error(error, request)
+        else:
+            return read_scores(answer, request)
+        raise failed
 
     def _limit(self, request: RerankRequest, deadline: Deadline) -> Deadline:
         """Return the moment by which one try must be done."""
