@@ -12,6 +12,7 @@ from pydantic import ValidationError
 _EXCERPT_CHARACTERS = 200
 
 T = TypeVar("T")
+E = TypeVar("E", bound=BaseException)
 
 
 class MilvusVLLMError(Exception):
@@ -93,6 +94,25 @@ def redacted(text: str, secrets: Iterable[str]) -> str:
     for secret in sorted(filter(None, secrets), key=len, reverse=True):
         text = text.replace(secret, "***")
     return text
+
+
+def caused(failed: E, error: BaseException, redact: Callable[[str], str]) -> E:
+    """Chain an error to its cause, unless the cause, or what it is chained to, shows a secret.
+
+    Raise what is returned outside of the ``except`` block: inside, Python would chain it again.
+
+    Args:
+        failed: The error that is to be raised.
+        error: What it comes from.
+        redact: Takes secrets from a text.
+    """
+    chain = [error]
+    for each in chain:  # may be chained in a circle
+        linked = (each.__cause__, each.__context__)
+        chain += [one for one in linked if one is not None and one not in chain]
+    if all(redact(text) == text for each in chain for text in (str(each), repr(each))):
+        failed.__cause__ = error
+    return failed
 
 
 def did_you_mean(name: str, choices: list[str]) -> str:

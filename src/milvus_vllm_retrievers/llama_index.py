@@ -34,7 +34,7 @@ from milvus_vllm_retrievers.core.adapter import (
     RowReranker,
     TextReranker,
 )
-from milvus_vllm_retrievers.core.hits import NO_TEXT, Ranking
+from milvus_vllm_retrievers.core.hits import Ranking, score_among
 from milvus_vllm_retrievers.core.milvus import DEFAULT_URI, ConnectionSettings, MilvusConnection
 from milvus_vllm_retrievers.core.query import Item, OnMissing, SearchOptions, check_count
 from milvus_vllm_retrievers.core.target import TargetSettings
@@ -401,9 +401,7 @@ class _Rerank(Closing, BaseNodePostprocessor):
             scores = ranking.scores()
             if self.keep_retrieval_score and given.score is not None:
                 scores["retrieval_score"] = given.score
-            # A node without a text has no score beside those of the model: another scale.
-            ranked = ranking.relevance_score is not None or ranking.rerank_error == NO_TEXT
-            score = ranking.relevance_score if ranked else given.score
+            score = score_among(ranking, given.score)
             yield NodeWithScore(node=with_hidden(given.node, scores), score=score)
 
 

@@ -11,7 +11,7 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle, QueryType, TextNode
 from llama_index.core.vector_stores.utils import metadata_dict_to_node
 
-from milvus_vllm_retrievers.core.hits import NO_TEXT, SCORE_KEYS, Hit, rescored
+from milvus_vllm_retrievers.core.hits import SCORE_KEYS, Hit, rescored, score_among
 from milvus_vllm_retrievers.core.query import (
     Encoder,
     Encoders,
@@ -57,10 +57,7 @@ def to_node(hit: Hit) -> NodeWithScore:
             excluded_llm_metadata_keys=hidden,
             excluded_embed_metadata_keys=hidden,
         )
-    # A hit without a text has no score beside those of the model, which are on another scale.
-    ranked = hit.relevance_score is not None or hit.rerank_error == NO_TEXT
-    score = hit.relevance_score if ranked else hit.retrieval_score
-    return NodeWithScore(node=node, score=score)
+    return NodeWithScore(node=node, score=score_among(hit, hit.retrieval_score))
 
 
 def with_hidden(node: BaseNode, metadata: Mapping[str, Any]) -> BaseNode:

@@ -52,11 +52,13 @@ class Closing:
         await self._adapter.aclose()
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        self.__reduce_ex__(0)
-        return self
+        raise self._not_copied()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        raise TypeError(
+        raise self._not_copied()
+
+    def _not_copied(self) -> TypeError:
+        return TypeError(
             f"a {type(self).__name__} holds connections and secrets and is neither pickled nor "
             "copied: make it anew from its arguments where it is needed"
         )

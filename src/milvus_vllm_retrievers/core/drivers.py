@@ -49,7 +49,7 @@ class SyncDriver:
             case Encode(encoder, queries):
                 return encoder.encode(queries)
             case CallMilvus():
-                try:
+                try:  # tenacity is for the rare case: it would cost every query
                     return self._call_milvus(step)
                 except SearchError as error:
                     if not error.is_of_connection:
@@ -108,7 +108,7 @@ class AsyncDriver:
             case Encode(encoder, queries, deadline):
                 return await _in_time(encoder.aencode(queries), deadline)
             case CallMilvus():
-                try:
+                try:  # as above
                     return await self._call_milvus(step)
                 except SearchError as error:
                     if not error.is_of_connection:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeGuard, cast
 
 from milvus_vllm_retrievers.errors import SearchError
 
@@ -139,7 +139,7 @@ def float32(value: float) -> float:
         return float("inf") if value > 0 else float("-inf")
 
 
-def has_text(text: str | None) -> bool:
+def has_text(text: str | None) -> TypeGuard[str]:
     """Whether there is anything that a model could score."""
     return text is not None and bool(text.strip())
 
@@ -226,6 +226,15 @@ def ranked_by_milvus(
     return [Ranking(index, float32(scores[key]), "milvus") for key, index in found] + as_given(
         lost, f"collection {collection!r} has no row with this item's primary key"
     )
+
+
+def score_among(scored: Hit | Ranking, retrieval_score: float | None) -> float | None:
+    """Return the one score of an item beside the others': the model's, else the retrieval's.
+
+    An item without a text has none: its retrieval score is on another scale than theirs.
+    """
+    ranked = scored.relevance_score is not None or scored.rerank_error == NO_TEXT
+    return scored.relevance_score if ranked else retrieval_score
 
 
 def as_given(indices: Iterable[int], reason: str) -> list[Ranking]:

@@ -23,6 +23,7 @@ from milvus_vllm_retrievers.errors import (
     ConfigurationError,
     MilvusVLLMError,
     SearchError,
+    caused,
     excerpt,
     redacted,
 )
@@ -90,20 +91,28 @@ class ConnectionSettings:
         given = {"uri": self.uri, "token": self.token, "db_name": self.db_name}
         return {**{k: v for k, v in given.items() if v}, **self.connection_args}
 
-    def redacted(self, text: str) -> str:
-        """Take from a text what logs in: the token, passwords, and credentials in the URI."""
-        given = self.connection_args
-        logins = [self._login, self.token, str(given.get("token") or "")]
-        logins.append(_login_in(str(given.get("uri") or "")))
-        password = str(given.get("password") or "")
-        logins.append(f"{given.get('user')}:{password}" if password else "")
-        after_user = [secret.partition(":")[2] for secret in logins]
-        encoded = [b64encode(secret.encode()).decode() for secret in logins]  # as the header has it
-        return redacted(text, [*logins, password, *after_user, *encoded])
+    @property
+    def secrets(self) -> list[str]:
+        """What logs in: the token, passwords, and credentials in the URI."""
+        return [
+            *_secrets_in({"uri": self.uri, "token": self.token}),
+            *_secrets_in(self.connection_args),
+        ]
 
 
 def _login_in(uri: str) -> str:
     return uri.partition("://")[2].rpartition("@")[0]
+
+
+def _secrets_in(arguments: Mapping[str, Any]) -> list[str]:
+    """Return what logs in among a client's arguments, in every form in which it may be shown."""
+    uri, token, user, password = (
+        str(arguments.get(name) or "") for name in ("uri", "token", "user", "password")
+    )
+    logins = [_login_in(uri), token, f"{user}:{password}" if password else ""]
+    after_user = [login.partition(":")[2] for login in logins]
+    encoded = [b64encode(login.encode()).decode() for login in logins]  # as the header has it
+    return [*logins, *after_user, *encoded]
 
 
 class ConnectionArguments(Protocol):
@@ -142,7 +151,7 @@ class MilvusConnection:
         self._connecting = threading.Lock()  # held for long; `_lock` never is
         self._borrowed = client
         self._borrowed_async = async_client
-        self._secrets: list[str] = []
+        self._hidden: list[str] = []
         self._owned: MilvusClient | None = None
         self._finalizer: weakref.finalize[..., Any] | None = None
         self._owned_async = PerLoop(self._new_async_client, _close_async)
@@ -229,41 +238,24 @@ class MilvusConnection:
             client: The blocking or async client.
         """
         explained = explain_error(error, what, self._redacted)
-        shown = str(explained)
-        if not self._shows_a_secret(error):
-            # One that shows a secret is not passed on as the cause.
-            explained.__cause__ = error
         if client and isinstance(explained, SearchError) and explained.reason == "closed":
             if client in (self._borrowed, self._borrowed_async):
-                explained = SearchError(f"{shown} (the client that was passed in is closed)")
-                explained.__cause__ = None if self._shows_a_secret(error) else error
+                explained = SearchError(f"{explained} (the client that was passed in is closed)")
             self._owned_async.discard(client)
             with self._lock:
                 self._owned = None if self._owned is client else self._owned
-        return explained
+        return caused(explained, error, self._redacted)
 
     def _redacted(self, text: str) -> str:
         """Take from a text what logs in, be it ours or the borrowed client's."""
-        text = self._settings.redacted(redacted(text, self._secrets))
+        secrets = [*self._settings.secrets, *self._hidden]
         if hasattr(self._borrowed, "_config"):
-            given = _arguments_of(self._borrowed)
-            uri, token = str(given.pop("uri")), str(given.pop("token"))
-            text = ConnectionSettings(uri, token, connection_args=given).redacted(text)
-        return text
-
-    def _shows_a_secret(self, error: BaseException) -> bool:
-        """Tell whether an error shows one, or what it is chained to, be it in a circle."""
-        chain: list[BaseException] = [error]
-        for each in chain:
-            if any(self._redacted(text) != text for text in (str(each), repr(each))):
-                return True
-            linked = (each.__cause__, each.__context__)
-            chain += [one for one in linked if one is not None and one not in chain]
-        return False
+            secrets += _secrets_in(_arguments_of(self._borrowed))
+        return redacted(text, secrets)
 
     def hide(self, secret: str) -> None:
         """Keep a secret that Milvus may hear of out of every error."""
-        self._secrets.append(secret)
+        self._hidden.append(secret)
 
     def forget_connections(self) -> Sequence[object]:
         """Give up the clients of the parent process, without closing them."""
@@ -322,8 +314,7 @@ class MilvusConnection:
                 "install the extra 'lite' (pip install 'milvus-vllm-retrievers[lite]')",
                 reason="disconnected" if "://" in str(arguments["uri"]) else None,
             )
-            if not self._shows_a_secret(error):
-                failed.__cause__ = error
+            failed = caused(failed, error, self._redacted)
         raise failed
 
 

@@ -40,7 +40,7 @@ def rerank_texts(
     steps: list[Rerank] = []
     owners: list[tuple[int, list[int]]] = []  # for each step, its pool and its texts' places
     for owner, (query, texts) in enumerate(pools):
-        filled = {i: text for i, text in enumerate(texts) if text and hits_.has_text(text)}
+        filled = {i: text for i, text in enumerate(texts) if hits_.has_text(text)}
         size = ranker.max_client_batch_size or max(len(filled), 1)
         places = list(filled)
         for start in range(0, len(places), size):

@@ -34,6 +34,7 @@ from milvus_vllm_retrievers.errors import (
     RerankResponseError,
     RerankStatusError,
     RerankTimeoutError,
+    caused,
     excerpt,
     redacted,
 )
@@ -75,9 +76,13 @@ class RerankRequest:
         """Bytes an answer may have: vLLM echoes the documents and adds a line for each."""
         return 4 * len(self.content) + 1000 * self.documents + 1_000_000
 
+    def redacted(self, text: str) -> str:
+        """Take the key from a text."""
+        return redacted(text, [self.api_key])
+
     def shown(self, text: str) -> str:
         """Shorten a text for a message, without the key."""
-        return excerpt(redacted(text, [self.api_key]))
+        return excerpt(self.redacted(text))
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,24 +207,23 @@ def _hint(response: Answer, request: RerankRequest) -> str:
 
 def transport_error(error: Exception, request: RerankRequest) -> RerankConnectionError:
     """Make the error for a request that got no answer."""
+    failed: RerankConnectionError
     if isinstance(error, (httpx.TimeoutException, TimeoutError)):
-        return RerankTimeoutError(
+        failed = RerankTimeoutError(
             f"{request.url} did not answer in time ({type(error).__name__}); raise the ranker's "
             "timeout, or rerank fewer candidates (fetch_k)"
         )
-    return RerankConnectionError(
-        f"{request.url} could not be reached or broke off ({type(error).__name__}: "
-        f"{request.shown(str(error))}); is vLLM running there?"
-    )
+    else:
+        failed = RerankConnectionError(
+            f"{request.url} could not be reached or broke off ({type(error).__name__}: "
+            f"{request.shown(str(error))}); is vLLM running there?"
+        )
+    return caused(failed, error, request.redacted)
 
 
-def _with_cause(
-    failed: RerankConnectionError, error: Exception, request: RerankRequest
-) -> RerankConnectionError:
-    """Chain an error to its cause, unless the cause shows the key."""
-    if not request.api_key or request.api_key not in f"{error!r}{error.__context__!r}":
-        failed.__cause__ = error
-    return failed
+def _is_of_transport(error: Exception, client: httpx.Client | httpx.AsyncClient) -> bool:
+    """Tell whether an exchange broke off; also where another thread or task closed the client."""
+    return isinstance(error, (httpx.HTTPError, TimeoutError)) or client.is_closed
 
 
 def should_retry(state: RetryCallState) -> bool:
@@ -329,12 +333,9 @@ class VLLMClient:
                     body += chunk
                     _check_body(body, request, limit)
                 answer = _answer(response, body)
-        except (httpx.HTTPError, TimeoutError) as error:
-            failed = _with_cause(transport_error(error, request), error, request)
-        except RuntimeError as error:
-            if not client.is_closed:
+        except (httpx.HTTPError, TimeoutError, RuntimeError) as error:
+            if not _is_of_transport(error, client):
                 raise
-            # Closed by another thread or task; the next try makes another client.
             failed = transport_error(error, request)
         else:
             return read_scores(answer, request)
@@ -366,8 +367,7 @@ class VLLMClient:
             await asyncio.gather(task, return_exceptions=True)
             raise
         if scores is None:
-            late = TimeoutError("the answer was not complete in time")
-            raise transport_error(late, request) from late
+            raise transport_error(TimeoutError("the answer was not complete in time"), request)
         return scores
 
     async def _exchange(self, request: RerankRequest, limit: Deadline) -> list[float]:
@@ -380,12 +380,9 @@ class VLLMClient:
                     body += chunk
                     _check_body(body, request, limit)
                 answer = _answer(response, body)
-        except (httpx.HTTPError, TimeoutError) as error:
-            failed = _with_cause(transport_error(error, request), error, request)
-        except RuntimeError as error:
-            if not client.is_closed:
+        except (httpx.HTTPError, TimeoutError, RuntimeError) as error:
+            if not _is_of_transport(error, client):
                 raise
-            # Closed by another thread or task; the next try makes another client.
             failed = transport_error(error, request)
         else:
             return read_scores(answer, request)
