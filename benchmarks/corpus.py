@@ -19,6 +19,16 @@ QUERIES = (
     "why is the first search after a restart slow",
     "rename a field without losing its data",
 )
+STDLIB_QUERIES = (
+    "how do I read a file line by line?",
+    "parse the arguments of a command line",
+    "run a coroutine with a time limit",
+    "which class counts how often items occur?",
+    "write rows to a CSV file with a header",
+    "compare two sequences of lines",
+    "the difference between two dates",
+    "send an e-mail with an attachment",
+)
 _WORDS = sorted({word for query in QUERIES for word in query.split()}) + [
     f"{first}{second}" for first in ("shard", "lease", "token", "quota") for second in "abcdefghij"
 ]

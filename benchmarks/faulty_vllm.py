@@ -20,8 +20,6 @@ import asyncio
 import json
 import math
 import struct
-import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -31,6 +29,8 @@ from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 from zlib import crc32
+
+from benchmarks.serving import until_stdin_closes
 
 FAULTS = (
     "503",
@@ -266,17 +266,8 @@ async def _answer_one(
 
 async def serve(faults: Faults) -> None:
     """Serve until standard input closes."""
-    loop = asyncio.get_running_loop()
-    stopped = asyncio.Event()
     server = await asyncio.start_server(partial(_converse, faults), "127.0.0.1", 0, backlog=1024)
-    print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
-
-    def wait_for_end() -> None:
-        sys.stdin.read()
-        loop.call_soon_threadsafe(stopped.set)
-
-    threading.Thread(target=wait_for_end, daemon=True).start()
-    await stopped.wait()
+    await until_stdin_closes(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
     server.close()
 
 

@@ -12,9 +12,6 @@ import gc
 import os
 import platform
 import statistics
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +19,8 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Generic, TypeVar
+
+from tests.milvus26.process import running_module
 
 K = TypeVar("K", bound=Hashable)  # what names a variant
 
@@ -37,8 +36,6 @@ _PACKAGES = (
     "grpcio",
     "protobuf",
 )
-_START_SECONDS = 60.0
-_STOP_SECONDS = 10.0
 
 
 # --- Results --------------------------------------------------------------------------------------
@@ -119,51 +116,6 @@ def say(text: str) -> None:
 
 
 @contextmanager
-def server_process(module: str, *arguments: str) -> Iterator[str]:
-    """Run a module as a server while the block runs, and yield the URL it prints.
-
-    It ends with the block, and also when this process dies without leaving the block, since its
-    standard input closes then.
-
-    Raises:
-        RuntimeError: It did not start; its own error is on standard error.
-    """
-    search_path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    with subprocess.Popen(
-        [sys.executable, "-m", module, *arguments],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": search_path},
-    ) as server:
-        try:
-            yield _url_of(server, module)
-        finally:
-            _end(server)
-
-
-def _url_of(server: subprocess.Popen[str], module: str) -> str:
-    assert server.stdout is not None
-    watchdog = threading.Timer(_START_SECONDS, server.kill)
-    watchdog.start()
-    try:
-        url = server.stdout.readline().strip()
-    finally:
-        watchdog.cancel()
-    if not url:
-        raise RuntimeError(f"{module} did not start; see its standard error")
-    return url
-
-
-def _end(server: subprocess.Popen[str]) -> None:
-    server.terminate()
-    try:
-        server.wait(_STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        server.kill()
-
-
-@contextmanager
 def milvus_process(data_dir: str | os.PathLike[str], *, workers: int = 10) -> Iterator[str]:
     """Run the stand-in for Milvus 2.6 (tests/milvus26) and yield its URI.
 
@@ -172,14 +124,14 @@ def milvus_process(data_dir: str | os.PathLike[str], *, workers: int = 10) -> It
         workers: Searches it does at once; each waits for its rerank call.
     """
     arguments = ("--data-dir", os.fspath(data_dir), "--workers", str(workers))
-    with server_process("benchmarks.milvus_server", *arguments) as uri:
+    with running_module("benchmarks.milvus_server", *arguments) as uri:
         yield uri
 
 
 @contextmanager
 def rerank_process(delay_ms: float = 0) -> Iterator[str]:
     """Run a stand-in for vLLM's rerank API that answers after a fixed delay; yield its URL."""
-    with server_process("benchmarks.rerank_server", "--delay-ms", str(delay_ms)) as url:
+    with running_module("benchmarks.rerank_server", "--delay-ms", str(delay_ms)) as url:
         yield url
 
 
@@ -197,7 +149,7 @@ def replaying(milvus_uri: str, delay_ms: float = 0, *, same_answer: bool = False
     """
     arguments = ["--upstream", milvus_uri, "--delay-ms", str(delay_ms)]
     arguments += ["--same-answer"] if same_answer else []
-    with server_process("benchmarks.replay_server", *arguments) as uri:
+    with running_module("benchmarks.replay_server", *arguments) as uri:
         yield uri
 
 

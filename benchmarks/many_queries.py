@@ -41,15 +41,16 @@ from itertools import product
 from typing import Any
 
 from pymilvus import MilvusClient
+from tests.milvus26.process import running_module
 
 from benchmarks import peers
+from benchmarks.corpus import STDLIB_QUERIES
 from benchmarks.harness import (
     Result,
     Timing,
     interleaved,
     milvus_process,
     say,
-    server_process,
 )
 from milvus_vllm_retrievers.ranker import VLLMRanker
 
@@ -68,17 +69,7 @@ WORKERS = 64  # searches that the stand-in for Milvus does at once
 ROWS = 20  # and so many candidates
 K = 5
 COLLECTION = "many_queries"
-QUERY_TEXTS = (
-    "how do I read a file line by line?",
-    "parse the arguments of a command line",
-    "run a coroutine with a time limit",
-    "which class counts how often items occur?",
-    "write rows to a CSV file with a header",
-    "compare two sequences of lines",
-    "the difference between two dates",
-    "send an e-mail with an attachment",
-)
-QUERIES = [text for text in QUERY_TEXTS for _ in range(8)]
+QUERIES = [text for text in STDLIB_QUERIES for _ in range(8)]
 
 Variants = dict[str, Callable[[], Any]]
 
@@ -90,7 +81,7 @@ def run(quick: bool) -> list[Result]:
     with (
         tempfile.TemporaryDirectory() as folder,
         milvus_process(folder, workers=WORKERS) as milvus,
-        server_process(peers.RERANK_SERVER, "--delay-ms", str(DELAY_MS)) as rerank,
+        running_module(peers.RERANK_SERVER, "--delay-ms", str(DELAY_MS)) as rerank,
     ):
         arguments = ("--milvus", milvus, "--rerank", rerank, "--rounds", str(rounds))
         walls = peers.run_in(peers.LANGCHAIN, "benchmarks.many_queries", *arguments)

@@ -29,6 +29,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.milvus26.process import running_module
+
 from benchmarks.harness import (
     ROOT,
     NotRunError,
@@ -36,7 +38,6 @@ from benchmarks.harness import (
     milvus_process,
     real_vllm,
     say,
-    server_process,
 )
 
 TARGET = "2 peers"
@@ -114,7 +115,7 @@ def _measure(peer: Peer, *, quick: bool) -> dict[str, Any]:
     with (
         tempfile.TemporaryDirectory() as folder,
         milvus_process(folder) as milvus,
-        server_process(RERANK_SERVER) as rerank,
+        running_module(RERANK_SERVER) as rerank,
     ):
         arguments = ["--milvus", milvus, "--rerank", rerank, "--rounds", str(rounds)]
         if vllm := real_vllm():

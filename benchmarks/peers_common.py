@@ -25,6 +25,7 @@ from zlib import crc32
 
 import cohere
 
+from benchmarks.corpus import STDLIB_QUERIES as QUERIES
 from benchmarks.harness import ROOT, Timing, interleaved
 
 K = 5
@@ -32,16 +33,6 @@ FETCH_K = 50
 DIM = 384
 COLLECTION = "peers"
 MODEL = "all-MiniLM-L6-v2"
-QUERIES = (
-    "how do I read a file line by line?",
-    "parse the arguments of a command line",
-    "run a coroutine with a time limit",
-    "which class counts how often items occur?",
-    "write rows to a CSV file with a header",
-    "compare two sequences of lines",
-    "the difference between two dates",
-    "send an e-mail with an attachment",
-)
 _LEAST_CHARACTERS = 500
 _LEAST_LATENCY_ROUNDS = 8
 

@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import sys
-import threading
 from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
 import grpc
+
+from benchmarks.serving import until_stdin_closes
 
 _SEARCHES = ("/Search", "/HybridSearch")
 _NO_LIMIT = [
@@ -76,21 +76,12 @@ class Replay(grpc.GenericRpcHandler):
 
 async def serve(upstream: str, delay: float, *, same_answer: bool) -> None:
     """Serve until standard input closes."""
-    loop = asyncio.get_running_loop()
-    stopped = asyncio.Event()
     async with grpc.aio.insecure_channel(urlsplit(upstream).netloc, options=_NO_LIMIT) as channel:
         server = grpc.aio.server(options=_NO_LIMIT)
         server.add_generic_rpc_handlers([Replay(channel, delay, same_answer=same_answer)])
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
-        print(f"http://127.0.0.1:{port}", flush=True)
-
-        def wait_for_end() -> None:
-            sys.stdin.read()
-            loop.call_soon_threadsafe(stopped.set)
-
-        threading.Thread(target=wait_for_end, daemon=True).start()
-        await stopped.wait()
+        await until_stdin_closes(f"http://127.0.0.1:{port}")
         await server.stop(grace=None)
 
 

@@ -12,10 +12,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import sys
-import threading
 from typing import Any
 from zlib import crc32
+
+from benchmarks.serving import until_stdin_closes
 
 _END_OF_HEAD = b"\r\n\r\n"
 _PATHS = {b"/rerank", b"/v1/rerank", b"/v2/rerank"}
@@ -108,16 +108,8 @@ def _reply(path: bytes, body: bytes) -> bytes:
 async def serve(delay: float) -> None:
     """Serve until standard input closes."""
     loop = asyncio.get_running_loop()
-    stopped = asyncio.Event()
     server = await loop.create_server(lambda: Connection(delay), "127.0.0.1", 0, backlog=1024)
-    print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
-
-    def wait_for_end() -> None:
-        sys.stdin.read()
-        loop.call_soon_threadsafe(stopped.set)
-
-    threading.Thread(target=wait_for_end, daemon=True).start()
-    await stopped.wait()
+    await until_stdin_closes(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
     server.close()
 
 

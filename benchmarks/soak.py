@@ -50,9 +50,10 @@ from pymilvus import AnnSearchRequest, MilvusClient, RRFRanker
 from tests import corpus
 from tests.existing.models import LetterEmbedModel
 from tests.fakes import LetterEmbeddings
+from tests.milvus26.process import running_module
 
 from benchmarks.faulty_vllm import float32, score
-from benchmarks.harness import ROOT, describe_machine, package_versions, real_vllm, server_process
+from benchmarks.harness import ROOT, describe_machine, package_versions, real_vllm
 from milvus_vllm_retrievers import langchain as for_langchain
 from milvus_vllm_retrievers import llama_index as for_llama_index
 from milvus_vllm_retrievers.errors import (
@@ -1211,7 +1212,7 @@ def soak_test(calls: int) -> list[str]:
     with ExitStack() as stack:
         milvus = stack.enter_context(running_milvus())
         vllm = stack.enter_context(
-            server_process(
+            running_module(
                 "benchmarks.faulty_vllm", "--every", str(FAULT_EVERY), "--stall", str(STALL)
             )
         )

@@ -11,7 +11,8 @@ import pytest
 from langchain_core.documents import Document
 from pymilvus import MilvusClient
 
-from tests.fakes import FakeVLLM, running_fake_vllm
+from milvus_vllm_retrievers.core import service
+from tests.fakes import Clock, FakeVLLM, running_fake_vllm
 from tests.milvus26 import running_milvus26
 
 pytest_plugins = ["tests.trust.leaks"]
@@ -83,6 +84,14 @@ def milvus26(milvus26_uri: str) -> Iterator[MilvusClient]:
     client = MilvusClient(milvus26_uri)
     yield client
     client.close()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of the cool-down, which the test sets."""
+    clock = Clock()
+    monkeypatch.setattr(service, "time", clock)
+    return clock
 
 
 @pytest.fixture(params=["sync", "async"])

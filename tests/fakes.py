@@ -118,6 +118,16 @@ def running_fake_vllm() -> Iterator[FakeVLLM]:
         server.server_close()
 
 
+class Clock:
+    """A clock that a test sets."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
 class LetterEmbeddings(Embeddings):
     """A tiny deterministic embedding: how often each of eight letters stands in the text."""
 

@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 
 from milvus_vllm_retrievers import RerankStatusError, VLLMRanker
-from milvus_vllm_retrievers.core import service
 from milvus_vllm_retrievers.langchain import MilvusVLLMRetriever
-from tests.fakes import FakeVLLM, Received, Reply
+from tests.fakes import Clock, FakeVLLM, Received, Reply
 from tests.faults.callers import QUERY, FrontEnd, Got, How, K, check, got, items_of
 from tests.faults.servers import passing_on_to, wait_until
 from tests.faults.table import (
@@ -99,23 +98,6 @@ async def test_a_retriever_is_reranked_again_when_vllm_listens_again(
 
 
 # The cool-down
-
-
-class Clock:
-    """A clock that a test sets, for the cool-down alone."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(service, "time", clock)
-    return clock
 
 
 @pytest.fixture(params=DEGRADED, ids="-".join)

@@ -225,40 +225,36 @@ async def made(request: pytest.FixtureRequest, case: Case) -> Made:
 # The table
 
 
-@pytest.mark.parametrize("case", RETRIEVER, ids=str)
-async def test_a_retriever_gives_what_the_table_says_in_time(case: Case, made: Made) -> None:
+def check_in_time(case: Case, made: Made) -> None:
+    """Check that a call has brought what its row says, within its deadline."""
     result, seconds = made
 
     check(result, case.expected, least=case.threshold)
     assert seconds < case.row.timeout + MARGIN
+
+
+@pytest.mark.parametrize("case", RETRIEVER, ids=str)
+async def test_a_retriever_gives_what_the_table_says_in_time(case: Case, made: Made) -> None:
+    check_in_time(case, made)
 
 
 @pytest.mark.parametrize("case", RETRIEVER_NOWHERE, ids=str)
 async def test_where_vllm_fails_milvus_and_the_fallback_the_error_is_the_fallbacks(
     case: Case, made: Made
 ) -> None:
-    result, seconds = made
-
-    check(result, case.expected, least=case.threshold)
-    assert seconds < case.row.timeout + MARGIN
+    check_in_time(case, made)
 
 
 @pytest.mark.parametrize("case", DIRECT, ids=str)
 async def test_a_direct_reranker_gives_what_the_table_says_in_time(case: Case, made: Made) -> None:
-    result, seconds = made
-
-    check(result, case.expected, least=case.threshold)
-    assert seconds < case.row.timeout + MARGIN
+    check_in_time(case, made)
 
 
 @pytest.mark.parametrize("case", THROUGH_MILVUS, ids=str)
 async def test_a_reranker_through_milvus_gives_what_the_table_says_in_time(
     case: Case, made: Made
 ) -> None:
-    result, seconds = made
-
-    check(result, case.expected, least=case.threshold)
-    assert seconds < case.row.timeout + MARGIN
+    check_in_time(case, made)
 
 
 # Beside the table: Milvus Lite, which tries once and fails in words of its own

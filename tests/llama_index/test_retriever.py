@@ -414,10 +414,10 @@ async def test_what_a_stored_node_hides_stays_hidden_and_its_own_metadata_is_all
     assert not {"id", "doc_id", "_node_content", "_node_type"} & set(found.metadata)
 
 
-async def test_an_index_node_leads_to_its_object(
-    store: str, milvus26_uri: str, ranker: VLLMRanker, retrieve: Retrieve
-) -> None:
-    retriever = MilvusVLLMRetriever(
+@pytest.fixture
+def with_objects(store: str, milvus26_uri: str, ranker: VLLMRanker) -> MilvusVLLMRetriever:
+    """Over the store, one of whose nodes stands for an object."""
+    return MilvusVLLMRetriever(
         store,
         ranker,
         uri=milvus26_uri,
@@ -425,7 +425,11 @@ async def test_an_index_node_leads_to_its_object(
         object_map={"chapter": PARENT},
     )
 
-    nodes = await retrieve(retriever, "whales")
+
+async def test_an_index_node_leads_to_its_object(
+    with_objects: MilvusVLLMRetriever, retrieve: Retrieve
+) -> None:
+    nodes = await retrieve(with_objects, "whales")
 
     assert [n.node_id for n in nodes] == ["parent", "second"]
 
@@ -520,17 +524,9 @@ async def test_no_queries_give_no_answers(
 
 
 async def test_each_of_several_queries_leads_through_index_nodes(
-    store: str, milvus26_uri: str, ranker: VLLMRanker, retrieve_many: RetrieveMany
+    with_objects: MilvusVLLMRetriever, retrieve_many: RetrieveMany
 ) -> None:
-    retriever = MilvusVLLMRetriever(
-        store,
-        ranker,
-        uri=milvus26_uri,
-        embed_model=LetterModel(),
-        object_map={"chapter": PARENT},
-    )
-
-    found = await retrieve_many(retriever, ["whales", "songs"])
+    found = await retrieve_many(with_objects, ["whales", "songs"])
 
     assert [[n.node_id for n in nodes] for nodes in found] == [["parent", "second"]] * 2
 

@@ -44,27 +44,41 @@ def running_milvus26(
     Raises:
         RuntimeError: The server did not start; its own error is on standard error.
     """
-    command = [sys.executable, "-m", _PACKAGE, "--data-dir", os.fspath(data_dir)]
-    command += ["--version", version, "--retry-wait", str(retry_wait), "--stop-at-eof"]
+    arguments = ["--data-dir", os.fspath(data_dir)]
+    arguments += ["--version", version, "--retry-wait", str(retry_wait), "--stop-at-eof"]
     for name, key in (credentials or {}).items():
-        command += ["--credential", f"{name}={key}"]
+        arguments += ["--credential", f"{name}={key}"]
     if not vllm_enabled:
-        command.append("--disable-vllm")
+        arguments.append("--disable-vllm")
+    with running_module(_PACKAGE, *arguments) as uri:
+        yield uri
+
+
+@contextmanager
+def running_module(module: str, *arguments: str) -> Iterator[str]:
+    """Runs a module as a server while the block runs, and yields the URI it prints.
+
+    It ends with the block, and also when this process dies without leaving the block, since its
+    standard input closes then.
+
+    Raises:
+        RuntimeError: The server did not start; its own error is on standard error.
+    """
     search_path = os.pathsep.join(filter(None, [str(_IMPORT_ROOT), os.environ.get("PYTHONPATH")]))
     with subprocess.Popen(
-        command,
+        [sys.executable, "-m", module, *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": search_path},
     ) as server:
         try:
-            yield _uri_of(server)
+            yield _uri_of(server, module)
         finally:
             _stop(server)
 
 
-def _uri_of(server: subprocess.Popen[str]) -> str:
+def _uri_of(server: subprocess.Popen[str], module: str) -> str:
     """The URI that the server prints once it answers."""
     assert server.stdout is not None
     watchdog = threading.Timer(_START_SECONDS, server.kill)
@@ -74,7 +88,7 @@ def _uri_of(server: subprocess.Popen[str]) -> str:
     finally:
         watchdog.cancel()
     if not uri:
-        raise RuntimeError("the Milvus 2.6 stand-in did not start; see its standard error")
+        raise RuntimeError(f"{module} did not start; see its standard error")
     return uri
 
 

@@ -147,28 +147,6 @@ def used_async_and_closed(subjects: Subjects) -> Outcome:
     return {"parent": outcome(ask, PARENTS_WORDS), "child": wait()}
 
 
-def in_a_running_loop(subjects: Subjects) -> Outcome:
-    """Fork while an event loop runs and has connections; then the parent goes on with them."""
-
-    def ask_in_another(word: str) -> list[str]:
-        return asyncio.run(subjects.aask(word))
-
-    async def run() -> Outcome:
-        await subjects.aask("cat")
-        wait = in_a_child(lambda: outcome(ask_in_another, CHILDS_WORDS), leave=os._exit)
-        parent: Outcome = {"wrong": 0}
-        try:
-            for word in PARENTS_WORDS * ROUNDS:
-                parent["wrong"] += sum(word not in text for text in await subjects.aask(word))
-        except MilvusVLLMError as error:
-            parent = {"error": type(error).__name__, "message": str(error)}
-        child = await asyncio.to_thread(wait)
-        await subjects.aclose()
-        return {"parent": parent, "child": child}
-
-    return asyncio.run(run())
-
-
 def rank(ranker: VLLMRanker, word: str) -> list[str]:
     """Rerank with a ranker that came from another process."""
     documents = [Document(page_content=text) for text in TEXTS]
@@ -195,7 +173,7 @@ def outcome_of_rank(ranker: VLLMRanker, words: list[str]) -> Outcome:
     return outcome(lambda word: rank(ranker, word), words)
 
 
-CASES = (blocking, used_async_and_closed, in_a_running_loop, spawned)
+CASES = (blocking, used_async_and_closed, spawned)
 
 if __name__ == "__main__":
     case = next(each for each in CASES if each.__name__ == sys.argv[1])

@@ -13,28 +13,11 @@ from milvus_vllm_retrievers import (
     RerankStatusError,
     VLLMRanker,
 )
-from milvus_vllm_retrievers.core import service as service_
 from milvus_vllm_retrievers.core.service import FAILURES_BEFORE_REST, CoolDown, RerankService
+from tests.fakes import Clock
 
 DOWN = RerankConnectionError("vLLM is down")
 TOO_LONG = RerankStatusError("a document is too long", status_code=400, body="")
-
-
-class Clock:
-    """A clock that a test sets."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(service_, "time", clock)
-    return clock
 
 
 def failing(cool_down: CoolDown, error: MilvusVLLMError = DOWN) -> CoolDown:
