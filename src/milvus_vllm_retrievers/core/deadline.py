@@ -15,7 +15,7 @@ class Deadline:
     @classmethod
     def after(cls, seconds: float | None) -> Deadline:
         """Return the moment that is `seconds` from now."""
-        return cls(None if seconds is None else time.monotonic() + seconds)
+        return NO_DEADLINE if seconds is None else cls(time.monotonic() + seconds)
 
     def remaining(self) -> float | None:
         """Return the seconds left, never below zero."""
@@ -35,3 +35,6 @@ class Deadline:
         """Tell whether the moment will have come `seconds` from now."""
         left = self.remaining()
         return left is not None and left <= seconds
+
+
+NO_DEADLINE = Deadline()

@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import threading
+import ssl
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
 from typing import Any
 from urllib.parse import urljoin
 
@@ -26,8 +27,9 @@ from tenacity import (
     wait_random,
 )
 
-from milvus_vllm_retrievers.core.deadline import Deadline
+from milvus_vllm_retrievers.core.deadline import NO_DEADLINE, Deadline
 from milvus_vllm_retrievers.core.fork import forget_in_child
+from milvus_vllm_retrievers.core.idle import LONGEST_REST, IdleClients
 from milvus_vllm_retrievers.core.per_loop import PerLoop
 from milvus_vllm_retrievers.errors import (
     RerankConnectionError,
@@ -43,9 +45,7 @@ from milvus_vllm_retrievers.ranker import VLLMRanker
 _RETRIED_STATUSES = frozenset({429, 502, 503, 504})
 _RETRIED_ONCE_STATUS = 500
 _LONGEST_WAIT = 8.0
-# vLLM (uvicorn) closes an idle connection after 5 s; let go of it before that.
-_LIMITS = httpx.Limits(max_keepalive_connections=20, keepalive_expiry=3.0)
-_NO_DEADLINE = Deadline()
+_LIMITS = httpx.Limits(keepalive_expiry=LONGEST_REST)
 _OK = 200
 _UNAUTHORIZED = (401, 403)
 _NOT_FOUND = 404
@@ -221,11 +221,6 @@ def transport_error(error: Exception, request: RerankRequest) -> RerankConnectio
     return caused(failed, error, request.redacted)
 
 
-def _is_of_transport(error: Exception, client: httpx.Client | httpx.AsyncClient) -> bool:
-    """Tell whether an exchange broke off; also where another thread or task closed the client."""
-    return isinstance(error, (httpx.HTTPError, TimeoutError)) or client.is_closed
-
-
 def should_retry(state: RetryCallState) -> bool:
     """Tell whether the failure of this attempt may be gone in the next."""
     error = state.outcome.exception() if state.outcome else None
@@ -264,14 +259,17 @@ class VLLMClient:
 
     def __init__(self, ranker: VLLMRanker) -> None:
         self._ranker = ranker
-        self._lock = threading.Lock()
-        self._client: httpx.Client | None = None
-        self._finalizer: weakref.finalize[..., Any] | None = None
-        self._async_clients = PerLoop(_new_async_client, httpx.AsyncClient.aclose)
+        self._open()
         forget_in_child(self)
 
+    def _open(self) -> None:
+        self._clients = IdleClients(_new_client)
+        # Sockets are closed also where nobody calls close, as with most retrievers.
+        self._finalizer = weakref.finalize(self, _close_resting, self._clients)
+        self._async_clients = PerLoop(partial(IdleClients, _new_async_client), _aclose_resting)
+
     def rerank(
-        self, query: str, documents: Sequence[str], deadline: Deadline = _NO_DEADLINE
+        self, query: str, documents: Sequence[str], deadline: Deadline = NO_DEADLINE
     ) -> list[float]:
         """Score documents, retrying as the ranker says.
 
@@ -291,7 +289,7 @@ class VLLMClient:
         return retrying(self._send, request, deadline)
 
     async def arerank(
-        self, query: str, documents: Sequence[str], deadline: Deadline = _NO_DEADLINE
+        self, query: str, documents: Sequence[str], deadline: Deadline = NO_DEADLINE
     ) -> list[float]:
         """Score documents; the async twin of `rerank`."""
         request = build_request(self._ranker, query, documents)
@@ -300,32 +298,24 @@ class VLLMClient:
 
     def forget_connections(self) -> Sequence[object]:
         """Give up the connections of the parent process, without closing them."""
-        inherited = (self._client, self._async_clients)
-        if self._finalizer is not None:
-            self._finalizer.detach()
-        self._lock = threading.Lock()
-        self._client = None
-        self._async_clients = PerLoop(_new_async_client, httpx.AsyncClient.aclose)
+        inherited = (self._clients, self._async_clients)
+        self._finalizer.detach()
+        self._open()
         return inherited
 
     def close(self) -> None:
-        """Close the blocking client's connections."""
-        with self._lock:
-            client, self._client = self._client, None
-        if client is not None:
-            if self._finalizer is not None:
-                self._finalizer.detach()
-            client.close()
+        """Close the blocking connections; those in use are closed after their request."""
+        _close_resting(self._clients)
 
     async def aclose(self) -> None:
-        """Close this event loop's connections, and the blocking client's."""
+        """Close this event loop's connections, and the blocking ones; those in use follow."""
         await self._async_clients.close()
         self.close()
 
     def _send(self, request: RerankRequest, deadline: Deadline) -> list[float]:
         limit = self._limit(request, deadline)
         arguments = _stream_arguments(request, limit)
-        client = self._blocking_client()
+        client = self._clients.lend()
         try:
             with client.stream(**arguments) as response:
                 body = bytearray()
@@ -333,12 +323,12 @@ class VLLMClient:
                     body += chunk
                     _check_body(body, request, limit)
                 answer = _answer(response, body)
-        except (httpx.HTTPError, TimeoutError, RuntimeError) as error:
-            if not _is_of_transport(error, client):
-                raise
+        except (httpx.HTTPError, TimeoutError) as error:
             failed = transport_error(error, request)
         else:
             return read_scores(answer, request)
+        finally:
+            _close(self._clients.take_back(client))
         raise failed
 
     async def _asend(self, request: RerankRequest, deadline: Deadline) -> list[float]:
@@ -372,7 +362,8 @@ class VLLMClient:
 
     async def _exchange(self, request: RerankRequest, limit: Deadline) -> list[float]:
         arguments = _stream_arguments(request, limit)
-        client = await self._async_clients.get()
+        clients = await self._async_clients.get()
+        client = clients.lend()
         try:
             async with client.stream(**arguments) as response:
                 body = bytearray()
@@ -380,12 +371,12 @@ class VLLMClient:
                     body += chunk
                     _check_body(body, request, limit)
                 answer = _answer(response, body)
-        except (httpx.HTTPError, TimeoutError, RuntimeError) as error:
-            if not _is_of_transport(error, client):
-                raise
+        except (httpx.HTTPError, TimeoutError) as error:
             failed = transport_error(error, request)
         else:
             return read_scores(answer, request)
+        finally:
+            await _aclose(clients.take_back(client))
         raise failed
 
     def _limit(self, request: RerankRequest, deadline: Deadline) -> Deadline:
@@ -396,14 +387,6 @@ class VLLMClient:
                 f"{request.url} was not asked: the call's timeout is used up; raise it"
             )
         return limit
-
-    def _blocking_client(self) -> httpx.Client:
-        with self._lock:
-            if self._client is None:
-                self._client = httpx.Client(limits=_LIMITS)
-                # Sockets are closed also where nobody calls close, as with most retrievers.
-                self._finalizer = weakref.finalize(self, self._client.close)
-            return self._client
 
     def _retry_policy(self, deadline: Deadline) -> dict[str, Any]:
         attempts = stop_after_attempt(1 + self._ranker.max_retries)
@@ -419,8 +402,37 @@ class VLLMClient:
         }
 
 
+@cache
+def _certificates() -> ssl.SSLContext:
+    """Read the certificates to trust once: that takes longer than a request."""
+    return httpx.create_ssl_context()
+
+
+def _new_client() -> httpx.Client:
+    return httpx.Client(limits=_LIMITS, verify=_certificates())
+
+
 def _new_async_client() -> httpx.AsyncClient:
-    return httpx.AsyncClient(limits=_LIMITS)
+    return httpx.AsyncClient(limits=_LIMITS, verify=_certificates())
+
+
+def _close(clients: Sequence[httpx.Client]) -> None:
+    for client in clients:
+        client.close()
+
+
+async def _aclose(clients: Sequence[httpx.AsyncClient]) -> None:
+    for client in clients:
+        with anyio.CancelScope(shield=True):  # a cancelled call leaves no socket behind either
+            await client.aclose()
+
+
+def _close_resting(clients: IdleClients[httpx.Client]) -> None:
+    _close(clients.close())
+
+
+async def _aclose_resting(clients: IdleClients[httpx.AsyncClient]) -> None:
+    await _aclose(clients.close())
 
 
 def _stream_arguments(request: RerankRequest, limit: Deadline) -> dict[str, Any]:
