@@ -24,10 +24,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.corpus import QUERIES
-from benchmarks.harness import Result, say
+from benchmarks.harness import Result, behind, say
 from benchmarks.overhead import Setting, arguments, setting
 
-TARGET = "4 concurrency"
 AT_ONCE = 200
 RERANK_MS = 50
 LEAST_THROUGHPUT = 0.9
@@ -110,15 +109,16 @@ def results(framework: str, where: str, seen: Mapping[str, Sequence[Burst]]) -> 
     """Return throughput and pause of one framework against one server."""
     ours, hand = _against_bare(seen, framework), _against_bare(seen, by_hand(framework))
     shown = {BARE: BARE, framework: "ours", by_hand(framework): "by hand"}
+    per_second = {to: _median(seen[name], "throughput") for name, to in shown.items()}
+    pauses = {to: pause_of(seen[name]) for name, to in shown.items()}
     details = {
-        "queries_per_second": {to: _median(seen[name], "throughput") for name, to in shown.items()},
-        "worst_pause_ms": {to: pause_of(seen[name]) for name, to in shown.items()},
+        "queries_per_second": per_second,
+        "worst_pause_ms": pauses,
         "median_pause_ms": {to: _median(seen[name], "pause_ms") for name, to in shown.items()},
         "rounds": len(seen[BARE]),
     }
     return [
         Result(
-            target=TARGET,
             what=(
                 f"{framework}, {where}: throughput of {AT_ONCE} at once, ours / bare client "
                 f"(by hand {hand[0]:.2f})"
@@ -126,10 +126,10 @@ def results(framework: str, where: str, seen: Mapping[str, Sequence[Burst]]) -> 
             figure=ours[0],
             limit=LEAST_THROUGHPUT,
             at_most=False,
+            behind=behind(per_second["ours"], per_second[BARE], "queries/s"),
             details={"by_hand": hand[0], **details},
         ),
         Result(
-            target=TARGET,
             what=(
                 f"{framework}, {where}: worst pause of the event loop, ours - bare client "
                 f"(by hand {hand[1]:.0f} ms)"
@@ -137,6 +137,7 @@ def results(framework: str, where: str, seen: Mapping[str, Sequence[Burst]]) -> 
             figure=ours[1],
             limit=LONGEST_EXTRA_PAUSE,
             unit="ms",
+            behind=behind(pauses["ours"], pauses[BARE], "ms"),
             details={"by_hand": hand[1], **details},
         ),
     ]

@@ -34,6 +34,7 @@ from benchmarks.harness import (
     ROOT,
     NotRunError,
     Result,
+    behind,
     interleaved,
     milvus_process,
     replaying,
@@ -192,6 +193,9 @@ class Clients:
 # --- Measuring ------------------------------------------------------------------------------------
 
 
+UNITS = {"cpu": "ms", "sent": "B", "received": "B"}
+
+
 @dataclass
 class Costs:
     """What calls cost, one value for each size.
@@ -208,8 +212,11 @@ class Costs:
 
     def exponents(self, sizes: Sequence[int]) -> dict[str, float]:
         """Return the exponent of each cost's growth."""
-        costs = {"cpu": self.cpu_ms, "sent": self.sent, "received": self.received}
-        return {name: exponent(sizes, values) for name, values in costs.items()}
+        return {name: exponent(sizes, self.of(name)) for name in UNITS}
+
+    def of(self, name: str) -> list[float]:
+        """Return one of the costs by its name in `UNITS`."""
+        return {"cpu": self.cpu_ms, "sent": self.sent, "received": self.received}[name]
 
 
 def exponent(sizes: Sequence[int], costs: Sequence[float]) -> float:
@@ -322,8 +329,8 @@ def result(sweep: Sweep, costs: Mapping[str, Costs]) -> Result:
     """Return the worst exponent of one sweep, with the whole table in its details."""
     ours, bare = (costs[name].exponents(sweep.sizes) for name in ("ours", "bare"))
     worst = max(ours, key=lambda name: ours[name])
+    most = {side: cost.of(worst)[-1] for side, cost in costs.items()}
     return Result(
-        target="7 growth",
         what=(
             f"{sweep.sizes[0]:,} to {sweep.sizes[-1]:,} {sweep.name}, mode {sweep.mode}: worst "
             f"exponent ({worst}; bare client {bare[worst]:.2f})"
@@ -331,6 +338,7 @@ def result(sweep: Sweep, costs: Mapping[str, Costs]) -> Result:
         figure=ours[worst],
         limit=LIMIT,
         unit="",
+        behind=behind(most["ours"], most["bare"], f"{UNITS[worst]} at {short(sweep.sizes[-1])}"),
         details={
             "sizes": list(sweep.sizes),
             "exponents": {"ours": ours, "bare": bare},
@@ -339,7 +347,7 @@ def result(sweep: Sweep, costs: Mapping[str, Costs]) -> Result:
     )
 
 
-def draw(sweeps: Sequence[tuple[Sweep, Mapping[str, Costs]]]) -> None:
+def draw(sweeps: Sequence[tuple[Sweep, Mapping[str, Costs]]], picture: Path) -> None:
     """Draw CPU time and bytes over the size of everything that grows."""
     import matplotlib as mpl  # noqa: PLC0415 - run() checks that it is there
 
@@ -356,8 +364,8 @@ def draw(sweeps: Sequence[tuple[Sweep, Mapping[str, Costs]]]) -> None:
     axes[0][0].legend(fontsize=8)
     axes[1][0].legend(fontsize=8)
     figure.suptitle("What one call costs the client; dotted: linear growth")
-    PICTURE.parent.mkdir(exist_ok=True)
-    figure.savefig(PICTURE, dpi=110)
+    picture.parent.mkdir(exist_ok=True)
+    figure.savefig(picture, dpi=110)
     plt.close(figure)
 
 
@@ -398,9 +406,8 @@ def run(quick: bool) -> list[Result]:
         raise NotRunError("it counts bytes by what only Linux tells of a connection")
     found = []
     with ExitStack() as open_:
-        milvus = open_.enter_context(
-            milvus_process(open_.enter_context(tempfile.TemporaryDirectory()))
-        )
+        folder = open_.enter_context(tempfile.TemporaryDirectory())
+        milvus = open_.enter_context(milvus_process(folder))
         vllm = open_.enter_context(rerank_process())
         clients = Clients(
             milvus=MilvusClient(open_.enter_context(replaying(milvus))),
@@ -411,6 +418,8 @@ def run(quick: bool) -> list[Result]:
         for sweep in SWEEPS:
             say(f"  {sweep.name}, mode {sweep.mode}: {', '.join(map(str, sweep.sizes))}")
             found.append((sweep, measured(sweep, clients, 2 if quick else 7)))
-    draw(found)
-    say(f"  drawn: {PICTURE}")
+        # A look whether everything runs leaves the picture of the last whole run.
+        picture = Path(folder) / PICTURE.name if quick else PICTURE
+        draw(found, picture)
+        say(f"  drawn: {picture}")
     return [result(sweep, costs) for sweep, costs in found]

@@ -46,27 +46,37 @@ class Result:
     """One figure beside what it should be.
 
     Attributes:
-        target: Which target of the project it belongs to, such as ``"1 overhead"``.
         what: What was measured, in words.
         figure: The figure.
         limit: What it is held against.
         unit: ``"x"`` for a ratio, else the unit of both numbers.
         at_most: Whether the limit is the largest figure that meets it, or the smallest.
+        behind: The two values that a ratio or a difference is of, in words.
         details: Anything else worth keeping; must be JSON.
     """
 
-    target: str
     what: str
     figure: float
     limit: float
     unit: str = "x"
     at_most: bool = True
+    behind: str = ""
     details: dict[str, Any] = field(default_factory=dict)
 
     @property
     def met(self) -> bool:
         """Whether the figure keeps the limit."""
         return self.figure <= self.limit if self.at_most else self.figure >= self.limit
+
+
+def behind(ours: float, theirs: float, unit: str) -> str:
+    """Write the two values that a ratio or a difference is of."""
+    return f"{_three_digits(ours)} / {_three_digits(theirs)} {unit}"
+
+
+def _three_digits(value: float) -> str:
+    hundred = 100
+    return f"{value:,.0f}" if abs(value) >= hundred else f"{value:.3g}"
 
 
 class NotRunError(Exception):

@@ -41,20 +41,20 @@ from itertools import product
 from typing import Any
 
 from pymilvus import MilvusClient
-from tests.milvus26.process import running_module
 
 from benchmarks import peers
 from benchmarks.corpus import STDLIB_QUERIES
 from benchmarks.harness import (
     Result,
     Timing,
+    behind,
     interleaved,
     milvus_process,
+    rerank_process,
     say,
 )
 from milvus_vllm_retrievers.ranker import VLLMRanker
 
-TARGET = "3 many queries"
 DELAY_MS = 50
 IN_FLIGHT = (4, 8, 16, 32, 64)
 SENSIBLE = 16
@@ -81,7 +81,7 @@ def run(quick: bool) -> list[Result]:
     with (
         tempfile.TemporaryDirectory() as folder,
         milvus_process(folder, workers=WORKERS) as milvus,
-        running_module(peers.RERANK_SERVER, "--delay-ms", str(DELAY_MS)) as rerank,
+        rerank_process(DELAY_MS) as rerank,
     ):
         arguments = ("--milvus", milvus, "--rerank", rerank, "--rounds", str(rounds))
         walls = peers.run_in(peers.LANGCHAIN, "benchmarks.many_queries", *arguments)
@@ -98,15 +98,16 @@ def run(quick: bool) -> list[Result]:
 def _against_peer(timings: Mapping[str, Timing]) -> list[Result]:
     results = []
     for method, mode in product(("batch", "abatch"), MODES):
-        speeds = {n: timings["peer"].wall_ratio(timings[_name(method, mode, n)]) for n in IN_FLIGHT}
+        ours = {n: timings[_name(method, mode, n)] for n in IN_FLIGHT}
+        speeds = {n: timings["peer"].wall_ratio(timing) for n, timing in ours.items()}
         what = f"LangChain {method} of {len(QUERIES)} queries, reranked by {mode}, {AGAINST_PEER}"
         results.append(
             Result(
-                TARGET,
                 f"{what} in flight: the time of the peer's batch / ours",
                 speeds[AGAINST_PEER],
                 SPEED_LIMIT,
                 at_most=False,
+                behind=behind(timings["peer"].wall_ms, ours[AGAINST_PEER].wall_ms, "ms"),
                 details={
                     "peer_ms": timings["peer"].wall_ms,
                     **{f"with_{n}_in_flight": speed for n, speed in speeds.items()},
@@ -122,19 +123,19 @@ def _against_ideal(
     results = []
     search = timings["search"].wall_ms
     for method, mode in product(methods, MODES):
+        ideals = {n: math.ceil(len(QUERIES) / n) * DELAY_MS + search for n in IN_FLIGHT}
         details = {"search_ms": search}
-        for n in IN_FLIGHT:
+        for n, ideal in ideals.items():
             if timing := timings.get(_name(method, mode, n)):
-                ideal = math.ceil(len(QUERIES) / n) * DELAY_MS + search
                 details[f"ms_with_{n}_in_flight"] = timing.wall_ms
                 details[f"ratio_with_{n}_in_flight"] = timing.wall_ms / ideal
         what = f"{framework} {method} of {len(QUERIES)} queries, reranked by {mode}, {SENSIBLE}"
         results.append(
             Result(
-                TARGET,
                 f"{what} in flight: time / turns of {DELAY_MS} ms and one search",
                 details[f"ratio_with_{SENSIBLE}_in_flight"],
                 IDEAL_LIMIT,
+                behind=behind(details[f"ms_with_{SENSIBLE}_in_flight"], ideals[SENSIBLE], "ms"),
                 details=details,
             )
         )

@@ -29,18 +29,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.milvus26.process import running_module
-
 from benchmarks.harness import (
     ROOT,
     NotRunError,
     Result,
+    behind,
     milvus_process,
     real_vllm,
+    rerank_process,
     say,
 )
 
-TARGET = "2 peers"
 CPU_LIMIT = 0.45
 BYTES_LIMIT = 0.3
 LATENCY_LIMIT = 1.0
@@ -48,7 +47,6 @@ ROUNDS = 30
 LATENCY_SECONDS = 45
 QUICK_ROUNDS = 4
 QUICK_LATENCY_SECONDS = 5
-RERANK_SERVER = "benchmarks.peers_rerank_server"
 
 
 @dataclass(frozen=True)
@@ -115,7 +113,7 @@ def _measure(peer: Peer, *, quick: bool) -> dict[str, Any]:
     with (
         tempfile.TemporaryDirectory() as folder,
         milvus_process(folder) as milvus,
-        running_module(RERANK_SERVER) as rerank,
+        rerank_process() as rerank,
     ):
         arguments = ["--milvus", milvus, "--rerank", rerank, "--rounds", str(rounds)]
         if vllm := real_vllm():
@@ -124,17 +122,31 @@ def _measure(peer: Peer, *, quick: bool) -> dict[str, Any]:
 
 
 def _results(peer: Peer, figures: dict[str, Any]) -> list[Result]:
-    cpu = figures["cpu"]
+    """Return what was measured of one peer; each figure is beside the values it is of."""
+    cpu, received, real = figures["cpu"], figures["bytes"], figures.get("latency")
     rows = [
-        ("client CPU per query", cpu["ratio"], CPU_LIMIT, cpu),
-        ("bytes the client receives", figures["bytes"]["ratio"], BYTES_LIMIT, figures["bytes"]),
-        ("latency but for the model's time", cpu["wall_ratio"], LATENCY_LIMIT, cpu),
+        ("client CPU per query", cpu, ("ratio", "ours_ms", "theirs_ms"), "ms", CPU_LIMIT),
+        ("bytes the client receives", received, ("ratio", "ours", "theirs"), "B", BYTES_LIMIT),
+        (
+            "latency but for the model's time",
+            cpu,
+            ("wall_ratio", "ours_wall_ms", "theirs_wall_ms"),
+            "ms",
+            LATENCY_LIMIT,
+        ),
     ]
-    if real := figures.get("latency"):
-        rows.append(("latency with a real vLLM", real["ratio"], LATENCY_LIMIT, real))
+    if real:
+        keys = ("ratio", "ours_ms", "theirs_ms")
+        rows.append(("latency with a real vLLM", real, keys, "ms", LATENCY_LIMIT))
     return [
-        Result(TARGET, f"{peer.name}: {what}, ours / its own parts", ratio, limit, details=details)
-        for what, ratio, limit, details in rows
+        Result(
+            f"{peer.name}: {what}, ours / its own parts",
+            measured[ratio],
+            limit,
+            behind=behind(measured[ours], measured[theirs], unit),
+            details=measured,
+        )
+        for what, measured, (ratio, ours, theirs), unit, limit in rows
     ]
 
 

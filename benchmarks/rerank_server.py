@@ -2,9 +2,10 @@
 
 python -m benchmarks.rerank_server [--delay-ms 50]
 
-It answers `/rerank`, `/v1/rerank` and `/v2/rerank` in vLLM's shape, each request after the same
-delay and any number at once. A document's score is a hash of its text, so every client gets the
-same one. It listens on a free local port, prints its URL, and ends when its standard input closes.
+It answers `/rerank`, `/v1/rerank` and `/v2/rerank` in vLLM's shape, the `top_n` best if a request
+says so, each request after the same delay and any number at once. A document's score is a hash of
+its text, so every client gets the same one. It listens on a free local port, prints its URL, and
+ends when its standard input closes.
 """
 
 from __future__ import annotations
@@ -29,15 +30,20 @@ def score(text: str) -> float:
 
 def answer(body: bytes) -> dict[str, Any]:
     """Return what vLLM answers to a rerank request."""
-    documents = json.loads(body)["documents"]
+    asked = json.loads(body)
+    documents = asked["documents"]
     results = [
         {"index": index, "document": {"text": text}, "relevance_score": score(text)}
         for index, text in enumerate(documents)
     ]
     results.sort(key=lambda result: -result["relevance_score"])
     tokens = len(documents)
-    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    return {"id": "rerank-stand-in", "model": "stand-in", "usage": usage, "results": results}
+    return {
+        "id": "rerank-stand-in",
+        "model": "stand-in",
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        "results": results[: asked.get("top_n") or None],  # vLLM takes 0 for all of them
+    }
 
 
 class Connection(asyncio.Protocol):

@@ -32,10 +32,9 @@ from typing import Any
 import httpx
 from langchain_core.documents import Document
 
-from benchmarks.harness import ROOT, NotRunError, Result, real_vllm, say
+from benchmarks.harness import ROOT, NotRunError, Result, behind, real_vllm, say
 from milvus_vllm_retrievers.langchain import VLLMRanker, VLLMRerank
 
-TARGET = "5 throughput"
 THROUGHPUT_LIMIT = 0.95
 FAIRNESS_LIMIT = 0.2
 IN_FLIGHT = 3
@@ -157,11 +156,11 @@ async def _side_by_side(ours: Rerank, bare: Rerank, texts: Sequence[str], second
 def _throughput_results(shares: Mapping[int | None, Share]) -> list[Result]:
     return [
         Result(
-            TARGET,
             f"documents per second, {_setting(size)}: VLLMRerank / a bare httpx client",
             statistics.fmean(share.bare) / statistics.fmean(share.ours),
             THROUGHPUT_LIMIT,
             at_most=False,
+            behind=behind(_per_second(share.ours), _per_second(share.bare), "documents/s"),
             details={
                 "ours_per_second": _per_second(share.ours),
                 "bare_per_second": _per_second(share.bare),
@@ -223,11 +222,11 @@ def _fairness_results(waits: Mapping[Any, Sequence[float]]) -> list[Result]:
     medians = {name: statistics.median(found) for name, found in waits.items()}
     return [
         Result(
-            TARGET,
             f"wait of {SMALL} documents beside {LARGE:,}, {_setting(size)}, {MAX_CONCURRENCY} in "
             "flight / in one request",
             medians[size] / medians[None],
             FAIRNESS_LIMIT,
+            behind=behind(medians[size], medians[None], "s"),
             details={
                 "rounds": len(waits[size]),
                 "seconds": medians[size],

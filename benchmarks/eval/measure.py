@@ -19,8 +19,10 @@ CURVE_FETCH_KS = (5, 10, 20, 50, 100, 200)
 CURVE_QUERIES = 200
 CURVE_METRIC = "nDCG@10"
 _CURVE_K = 10
-# For how far vLLM's scores differ from one time to the next, without the memory.
+# For how far vLLM's scores differ from one time to the next, without the memory. Of the first
+# search, while the memory is empty, vLLM was asked for every list whole, as it is asked again.
 _REPEATED_QUERIES = 100
+_REPEATED_SEARCH = next(iter(SEARCHES))
 
 PerQuery = Sequence[float]
 
@@ -52,7 +54,7 @@ class Measured:
         curve: Points of every search, the search by itself first.
         curve_queries: How many queries the curve rests on.
         modes: Reranked inside Milvus against reranked from here, of all reranked lists.
-        repeated: The same with vLLM asked anew for every list, for some queries, and the same
+        repeated: The same with vLLM asked again for every list, for some queries, and the same
             mode twice: how far the model agrees with itself. Empty without a memory.
     """
 
@@ -81,7 +83,7 @@ class Evaluation:
 
     def run(self) -> Measured:
         """Measure everything."""
-        systems, modes = self._systems()
+        systems, modes, reranked = self._systems()
         curve_set = self.dataset.limited(CURVE_QUERIES)
         curve, curve_modes = self._curve(curve_set)
         return Measured(
@@ -89,20 +91,28 @@ class Evaluation:
             curve=curve,
             curve_queries=len(curve_set.queries),
             modes=[*modes, *curve_modes],
-            repeated=self._repeated() if self.both_modes and self.servers.remembers else [],
+            repeated=(
+                self._repeated(reranked[_REPEATED_SEARCH])
+                if self.both_modes and self.servers.remembers
+                else []
+            ),
         )
 
-    def _systems(self) -> tuple[list[SystemResult], list[Agreement]]:
-        systems, agreements = [], []
+    def _systems(
+        self,
+    ) -> tuple[list[SystemResult], list[Agreement], dict[str, Sequence[Ranked]]]:
+        """Return the systems' quality, how the modes agree, and each search's reranked lists."""
+        systems, agreements, all_reranked = [], [], {}
         queries = list(self.dataset.queries.values())
         for search in SEARCHES:
             say(f"{search}, alone and reranked, {len(queries):,} queries:")
             alone = rank(self.collection, search, queries)
             reranked, agreement = self._reranked(search, queries)
             agreements += agreement
+            all_reranked[search] = reranked
             for lists, is_reranked in ((alone, False), (reranked, True)):
                 systems.append(SystemResult(search, is_reranked, self._values(self.dataset, lists)))
-        return systems, agreements
+        return systems, agreements, all_reranked
 
     def _curve(self, dataset: Dataset) -> tuple[list[CurvePoint], list[Agreement]]:
         points, agreements = [], []
@@ -131,16 +141,23 @@ class Evaluation:
         what = f"{search}, fetch_k {sizes.get('fetch_k', FETCH_K)}"
         return from_here, [compare(what, queries, in_milvus, from_here)]
 
-    def _repeated(self) -> list[Agreement]:
-        queries = list(self.dataset.limited(_REPEATED_QUERIES).queries.values())
-        say(f"BM25 reranked without the memory, {len(queries):,} queries:")
-        first, second, in_milvus = (
-            rank(self.collection, "BM25", queries, self.servers.ranker(mode, direct=True))
-            for mode in ("client", "client", "server")
+    def _repeated(self, reranked: Sequence[Ranked]) -> list[Agreement]:
+        """Rerank some lists again, both ways, with scores that are not remembered.
+
+        Args:
+            reranked: What the first scores made of all queries.
+        """
+        asked = self.dataset.limited(_REPEATED_QUERIES).queries
+        by_query = dict(zip(self.dataset.queries, reranked, strict=True))
+        first, queries = [by_query[id_] for id_ in asked], list(asked.values())
+        say(f"{_REPEATED_SEARCH} reranked without the memory, {len(queries):,} queries:")
+        again, in_milvus = (
+            rank(self.collection, _REPEATED_SEARCH, queries, self.servers.ranker(mode, direct=True))
+            for mode in ("client", "server")
         )
         return [
-            compare("BM25, client twice", queries, first, second),
-            compare("BM25, client and server", queries, first, in_milvus),
+            compare(f"{_REPEATED_SEARCH}, client twice", queries, first, again),
+            compare(f"{_REPEATED_SEARCH}, client and server", queries, again, in_milvus),
         ]
 
     def _values(self, dataset: Dataset, lists: Sequence[Ranked]) -> dict[str, list[float]]:

@@ -104,6 +104,8 @@ def show(report: Report, dataset: Dataset) -> None:
     console.print(f"\n[bold]{escape(dataset.name)}[/]: {dataset.description}; {counts}")
     console.print(_table("Quality, with 95 % intervals", report.systems, sign=""))
     console.print(_table("What reranking changes, query by query", report.gains, sign="+"))
+    told = "; ".join(f"{row.what} {_verdict(row.estimates[CURVE_METRIC])}" for row in report.gains)
+    console.print(f"{CURVE_METRIC}, reranked beside not, by the whole interval: {told}.\n")
     console.print(_curve_table(report))
     for line in _agreements(report.measured):
         console.print(line)
@@ -115,13 +117,23 @@ def _agreements(measured: Measured) -> Iterator[str]:
         same = sum(agreement.same for agreement in measured.modes)
         yield (
             f"Reranked inside Milvus and reranked from here: [bold]{same:,} of {lists:,} lists[/] "
-            "have the same ids, order and scores (float32)."
+            f"have the same ids, order and scores (float32); wanted: all, {_met(same == lists)}."
         )
     for agreement in measured.modes:
         if not agreement.complete:
             yield f"  {_told(agreement)}"
     for agreement in measured.repeated:
-        yield f"With vLLM asked anew for every list: {_told(agreement)}"
+        yield f"With vLLM asked again for every list: {_told(agreement)}"
+
+
+def _met(met: bool) -> str:
+    return "[green]met[/]" if met else "[red]not met[/]"
+
+
+def _verdict(gain: Estimate) -> str:
+    if gain.low > 0:
+        return "[green]gains[/]"
+    return "[red]loses[/]" if gain.high < 0 else "shows no difference"
 
 
 def _told(agreement: Agreement) -> str:

@@ -1,6 +1,6 @@
 """A stand-in for vLLM's rerank API that fails now and then; see `benchmarks.soak`.
 
-    python -m benchmarks.faulty_vllm [--every 50] [--stall 4]
+    python -m benchmarks.soak.faulty_vllm [--every 50] [--stall 4]
 
 A document's score is a pure function of query and document, so that a client knows every right
 answer. Every 50th request gets the next of `FAULTS` in place of it. In every second round of the
