@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import field, fields
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
@@ -27,7 +27,7 @@ from pydantic.dataclasses import dataclass
 from milvus_vllm_retrievers.errors import ConfigurationError, configuration_errors
 
 if TYPE_CHECKING:
-    from pymilvus import Function
+    from pymilvus import Function, FunctionType
     from typing_extensions import Self
 
 Mode = Literal["auto", "server", "client"]
@@ -243,8 +243,6 @@ class VLLMRanker:
         Raises:
             ConfigurationError: No query, an empty one, or a ranker Milvus cannot serve.
         """
-        from pymilvus import Function, FunctionType  # noqa: PLC0415 - seconds of import time
-
         texts = [queries] if isinstance(queries, str) else list(queries)
         if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
             raise ConfigurationError("queries must be one or more non-empty texts")
@@ -253,9 +251,10 @@ class VLLMRanker:
                 "Milvus cannot rerank as this ranker asks: " + "; ".join(self.client_only_reasons)
             )
         params = self._cohere_params if provider == "cohere" else self._vllm_params
-        return Function(
+        make, rerank = _function_class()
+        return make(
             name=name,
-            function_type=FunctionType.RERANK,
+            function_type=rerank,
             input_field_names=[input_field],
             params={"reranker": "model", "provider": provider, "queries": texts, **params},
         )
@@ -295,6 +294,13 @@ class VLLMRanker:
             "model_name": self.model or "",
             "api_key": "unused",
         }
+
+
+@cache
+def _function_class() -> tuple[type[Function], FunctionType]:
+    from pymilvus import Function, FunctionType  # noqa: PLC0415 - seconds of import time
+
+    return Function, FunctionType.RERANK
 
 
 def ranker_from(

@@ -13,12 +13,14 @@ import pickle
 import select
 import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from langchain_core.documents import Document
 
 from milvus_vllm_retrievers import MilvusVLLMError, VLLMRanker
+from milvus_vllm_retrievers.core.service import CoolDown
 from milvus_vllm_retrievers.langchain import MilvusVLLMRetriever, VLLMRerank
 from tests.corpus import TEXTS
 from tests.fakes import LetterEmbeddings
@@ -147,6 +149,53 @@ def used_async_and_closed(subjects: Subjects) -> Outcome:
     return {"parent": outcome(ask, PARENTS_WORDS), "child": wait()}
 
 
+def used_async_and_open(subjects: Subjects) -> Outcome:
+    """Fork beside an event loop that goes on; children ask blocking, async, and after `aclose`."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+
+    def in_loop(coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, loop).result(CHILD_SECONDS)
+
+    def ask(word: str) -> list[str]:
+        return asyncio.run(subjects.aask(word))
+
+    in_loop(subjects.aask("cat"))
+    is_blocking = in_a_child(lambda: outcome(subjects.ask, CHILDS_WORDS))
+    is_async = in_a_child(lambda: outcome(ask, CHILDS_WORDS))
+    told = {
+        "parent": outcome(lambda word: in_loop(subjects.aask(word)), PARENTS_WORDS),
+        "blocking child": is_blocking(),
+        "async child": is_async(),
+    }
+    in_loop(subjects.aclose())
+    return told | {"after": in_a_child(lambda: outcome(ask, CHILDS_WORDS))()}
+
+
+def while_a_lock_is_held(_: Subjects) -> Outcome:
+    """Fork while another thread notes how reranking goes; the child has it rest."""
+    cool_down = CoolDown("somewhere", 30.0)
+    held, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with cool_down._lock:
+            held.set()
+            done.wait(CHILD_SECONDS)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait(CHILD_SECONDS)
+
+    def rest() -> Outcome:
+        signal.alarm(int(CALL_SECONDS))  # of one that hangs
+        return {"rest": cool_down.rest()}
+
+    told = in_a_child(rest, os._exit)()
+    done.set()
+    thread.join()
+    return told
+
+
 def rank(ranker: VLLMRanker, word: str) -> list[str]:
     """Rerank with a ranker that came from another process."""
     documents = [Document(page_content=text) for text in TEXTS]
@@ -173,7 +222,13 @@ def outcome_of_rank(ranker: VLLMRanker, words: list[str]) -> Outcome:
     return outcome(lambda word: rank(ranker, word), words)
 
 
-CASES = (blocking, used_async_and_closed, spawned)
+CASES = (
+    blocking,
+    used_async_and_closed,
+    used_async_and_open,
+    while_a_lock_is_held,
+    spawned,
+)
 
 if __name__ == "__main__":
     case = next(each for each in CASES if each.__name__ == sys.argv[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -333,6 +334,49 @@ async def test_closing_twice_or_unused_is_closing_once(made: Made, ask: Ask, cla
     await subject.aclose()
 
 
+@with_milvus
+@pytest.mark.usefixtures("no_new_sockets")
+async def test_a_call_under_way_finishes_when_its_object_is_closed(
+    made: Made, class_: type, fake_vllm: FakeVLLM
+) -> None:
+    before = asyncio.all_tasks()
+    subject = made(class_, mode_in_milvus(class_), **apart())
+    gate: Any = Gate()
+    fake_vllm.gate = gate
+    calls = [asyncio.create_task(abest(subject, word)) for word in WORDS[:2]]
+    assert await asyncio.to_thread(gate.reached.wait, SECONDS)
+
+    await subject.aclose()
+    gate.opened.set()
+
+    assert await asyncio.gather(*calls) == [EXPECTED[word] for word in WORDS[:2]]
+    assert asyncio.all_tasks() == before
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 tells not who cancelled")
+@with_milvus
+async def test_a_call_under_way_says_that_the_client_it_was_lent_was_closed(
+    made: Made, class_: type, fake_vllm: FakeVLLM, milvus26_uri: str
+) -> None:
+    client = AsyncMilvusClient(milvus26_uri, dedicated=True)
+    subject = made(class_, mode_in_milvus(class_), client=None, async_client=client)
+    gate: Any = Gate()
+    fake_vllm.gate = gate
+    call = asyncio.create_task(abest(subject, "cat"))
+    assert await asyncio.to_thread(gate.reached.wait, SECONDS)
+
+    await client.close()
+    gate.opened.set()
+
+    with pytest.raises(SearchError, match="client that was passed in is closed"):
+        await call
+
+
+def mode_in_milvus(class_: type) -> str:
+    """Return the mode in which Milvus does all: what is under way is a call of Milvus."""
+    return "server" if "Retriever" in class_.__name__ else "auto"
+
+
 @every_class
 async def test_a_context_manager_gives_the_object_itself_and_closes_it(
     made: Made, ask: Ask, class_: type
@@ -404,21 +448,20 @@ def test_what_was_closed_or_dropped_leaves_no_socket(
 
 
 @every_class
-@pytest.mark.parametrize("closes", [True, False])
+@pytest.mark.parametrize("end", ["closed", "kept", "dropped"])
 @pytest.mark.usefixtures("no_new_sockets")
-def test_an_event_loop_that_ended_leaves_no_socket(
-    made: Made, class_: type, *, closes: bool
-) -> None:
-    kept = []  # one that is dropped in a loop that is about to end is left to the collector
+def test_an_event_loop_that_ended_leaves_no_socket(made: Made, class_: type, end: str) -> None:
+    kept = []
 
     async def run(word: str) -> list[str]:
         subject = made(class_, **({} if class_.__name__ == "VLLMRerank" else apart()))
-        kept.append(subject)
+        if end == "kept":
+            kept.append(subject)
         try:
             # pymilvus's async client connects on its first call, and several may be first.
             return await asyncio.gather(*(abest(subject, word) for _ in range(4)))
         finally:
-            if closes:
+            if end == "closed":
                 await subject.aclose()
 
     for word in WORDS[:3]:

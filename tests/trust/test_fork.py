@@ -70,17 +70,27 @@ def test_a_forked_process_may_fork_in_turn(blocking: Any) -> None:
     assert blocking["in a child"] == BOTH_GOOD | {"status": 0}
 
 
-def works_or_says_why(child: dict[str, Any]) -> bool:
-    """Tell whether a child's answers were right, or it was told that it is a forked process."""
-    return child == GOOD_CHILD or ("fork" in child.get("message", "") and child["status"] == 0)
+@needs_fork
+def test_a_fork_after_an_event_loop_has_ended_stops_neither_process(run: Run) -> None:
+    assert run("used_async_and_closed") == BOTH_GOOD
 
 
 @needs_fork
-def test_a_fork_after_an_event_loop_has_ended_stops_neither_process(run: Run) -> None:
-    told = run("used_async_and_closed")
+def test_a_fork_while_async_connections_are_open_leaves_a_child_with_blocking_calls(
+    run: Run,
+) -> None:
+    told = run("used_async_and_open")
 
     assert told["parent"] == GOOD
-    assert works_or_says_why(told["child"]), told["child"]
+    assert told["blocking child"] == told["after"] == GOOD_CHILD
+    refused = told["async child"]
+    assert (refused["error"], refused["status"]) == ("ConfigurationError", 0)
+    assert "make blocking calls here, fork before the first async call" in refused["message"]
+
+
+@needs_fork
+def test_a_fork_while_another_thread_reports_a_failure_does_not_stop_the_child(run: Run) -> None:
+    assert run("while_a_lock_is_held") == {"rest": None, "status": 0}
 
 
 def test_a_ranker_is_handed_to_a_process_that_is_started_anew_unless_it_has_a_key(

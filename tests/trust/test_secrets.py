@@ -797,6 +797,7 @@ async def test_the_key_of_a_collections_function_is_nowhere(
     [
         Reply.json(401, {"error": "Unauthorized"}),
         Reply(500, b"it broke"),
+        Reply.json(401, {"error": f"no such key: {KEY_OF_COLLECTION}"}),
         Reply.json(200, {"data": []}),
         Reply.json(200, {"data": [{"index": 0, "embedding": [0.5] * 3}]}),
     ],

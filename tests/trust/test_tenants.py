@@ -310,9 +310,9 @@ def test_an_accepted_filter_is_read_in_its_parentheses_as_it_is_read_alone(expr:
     try:
         checked_expr(expr)
         alone = [token.text for token in tokenize(expr)][:-1]
+        joined = all_of(OWN, expr if expr.strip() else None)
     except (ConfigurationError, FilterParseError):
         return
-    joined = all_of(OWN, expr if expr.strip() else None)
 
     inner = ["and", "(", *alone, ")"] if alone else []
     outer = ["(", "tenant", "==", '"a"', ")"] if alone else ["tenant", "==", '"a"']
@@ -320,10 +320,18 @@ def test_an_accepted_filter_is_read_in_its_parentheses_as_it_is_read_alone(expr:
 
 
 def test_what_a_call_asks_stands_right_of_the_constructors_filter() -> None:
-    # On Milvus, random_sample and element_filter take over the condition to their left.
-    options = SearchOptions(expr=OWN).narrowed(expr="pk > 1 and random_sample(0.5)")
+    # On Milvus, some conditions take over the one to their left.
+    options = SearchOptions(expr=OWN).narrowed(expr="pk > 1")
 
-    assert options.expr == '(tenant == "a") and (pk > 1 and random_sample(0.5))'
+    assert options.expr == '(tenant == "a") and (pk > 1)'
+
+
+@pytest.mark.parametrize("expr", ["random_sample(0.5)", "pk > 1 and Element_Filter (tags, $ > 0)"])
+async def test_a_call_cannot_add_what_takes_over_other_conditions_of_a_filter(
+    server: Server, mine: langchain.MilvusVLLMRetriever, retrieve: Retrieve, expr: str
+) -> None:
+    with pytest.raises(ConfigurationError, match="write all of it into one"):
+        await retrieve(mine, expr=expr)
 
 
 # LangChain: what a language model puts into a tool's arguments

@@ -142,6 +142,25 @@ def test_a_text_field_that_cannot_be_one_is_refused(name: str, problem: str) -> 
     assert str(caught.value).endswith("Its VARCHAR fields are ['document']")
 
 
+def test_what_functions_log_in_with_is_told_apart_and_not_shown() -> None:
+    params = {
+        "provider": "openai",
+        "api_key": "k-1",
+        "Integration_SECRET": "k-2",
+        "access_token": "k-3",
+        "credential": "k-4",
+        "password": "k-5",
+        "max_tokens": "512",
+        "tokenizer": "standard",
+    }
+    made = [{**FROM_TEXT, "params": params}, {**FROM_TEXT, "type": 99, "params": {"key": "k-6"}}]
+
+    docs = layout(KEY, TEXT, SPARSE, functions=made)
+
+    assert docs.secrets == ("k-1", "k-2", "k-3", "k-4", "k-5", "k-6")
+    assert "k-" not in repr(docs)
+
+
 BINARY = field("binary", FieldType.BINARY_VECTOR, params={"dim": 8})
 HALF = field("half", FieldType.FLOAT16_VECTOR, params={"dim": 2})
 LEARNED = field("learned", FieldType.SPARSE_FLOAT_VECTOR)

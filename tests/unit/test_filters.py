@@ -29,6 +29,37 @@ def test_expressions_are_anded_each_in_its_own_parentheses(
     assert all_of(*expressions) == joined
 
 
+@pytest.mark.parametrize(
+    "expr",
+    [
+        "random_sample(0.5)",
+        "pk > 1 and RANDOM_SAMPLE (0.5)",
+        "not(Random_Sample\n(0.5))",
+        "element_filter(tags, $ > 0)",
+        "a == 'x' and ELEMENT_FILTER\t(tags, $ > 0)",
+        "ElementFilter(tags, $ > 0)",
+    ],
+)
+def test_what_takes_over_other_conditions_stands_alone_or_not_at_all(expr: str) -> None:
+    assert all_of(None, expr, " ") == expr
+    for joined in [("a == 1", expr), (expr, "a == 1")]:
+        with pytest.raises(ConfigurationError, match="cannot be joined with another"):
+            all_of(*joined)
+
+
+@pytest.mark.parametrize(
+    "expr",
+    [
+        "a == 'random_sample(0.5)'",
+        'a == "\\"element_filter(tags, $ > 0)"',
+        "random_samples == 1",
+        "meta['random_sample'] in (1, 2)",
+    ],
+)
+def test_what_only_looks_like_it_is_joined(expr: str) -> None:
+    assert all_of("a == 1", expr) == f"(a == 1) and ({expr})"
+
+
 comparisons = st.builds(
     lambda field, value: f"{field} == {json.dumps(value, ensure_ascii=False)}",
     st.sampled_from(["a", "meta['x']", '$meta["y"]']),

@@ -193,6 +193,12 @@ def _stubs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pymilvus.AsyncMilvusClient", StubAsyncClient)
 
 
+async def async_client_of(connection: MilvusConnection) -> Any:
+    """Return a connection's async client after a use of it."""
+    async with connection.async_client() as client:
+        return client
+
+
 @pytest.mark.usefixtures("_stubs")
 async def test_a_front_ends_arguments_describe_the_connection() -> None:
     borrowed = StubAsyncClient()
@@ -215,13 +221,13 @@ async def test_a_front_ends_arguments_describe_the_connection() -> None:
         "grpc_options": RECONNECT_SOON,
         "dedicated": True,
     }
-    assert await connection.async_client() is borrowed
+    assert await async_client_of(connection) is borrowed
 
 
 @pytest.mark.usefixtures("_stubs")
 async def test_clients_are_made_once_and_anew_after_closing() -> None:
     connection = MilvusConnection(ConnectionSettings("http://milvus", "root:pw"))
-    client, async_client = connection.client(), await connection.async_client()
+    client, async_client = connection.client(), await async_client_of(connection)
 
     assert client.arguments == {
         "uri": "http://milvus",
@@ -231,21 +237,21 @@ async def test_clients_are_made_once_and_anew_after_closing() -> None:
     }
     assert async_client.arguments == client.arguments
     assert connection.client() is client
-    assert await connection.async_client() is async_client
+    assert await async_client_of(connection) is async_client
 
     await connection.aclose()
     await connection.aclose()
 
     assert (client.closed, async_client.closed) == (1, 1)
     assert connection.client() is not client
-    assert await connection.async_client() is not async_client
+    assert await async_client_of(connection) is not async_client
 
 
 @pytest.mark.usefixtures("_stubs")
 def test_each_event_loop_has_an_async_client_of_its_own_and_closes_it() -> None:
     connection = MilvusConnection(ConnectionSettings())
 
-    first, second = (asyncio.run(connection.async_client()) for _ in range(2))
+    first, second = (asyncio.run(async_client_of(connection)) for _ in range(2))
 
     assert first is not second
     assert (first.closed, second.closed) == (1, 1)
@@ -256,7 +262,7 @@ async def test_borrowed_clients_are_used_and_never_closed() -> None:
     connection = MilvusConnection(ConnectionSettings(), client=client, async_client=async_client)
 
     assert connection.client() is client
-    assert await connection.async_client() is async_client
+    assert await async_client_of(connection) is async_client
     connection.close()
     await connection.aclose()
 
@@ -271,7 +277,7 @@ async def test_a_borrowed_blocking_client_tells_where_the_async_one_connects() -
     )
     connection = MilvusConnection(ConnectionSettings(), client=client)
 
-    async_client = await connection.async_client()
+    async_client = await async_client_of(connection)
     await connection.aclose()
 
     assert async_client.arguments == {
@@ -289,7 +295,7 @@ async def test_a_borrowed_client_that_does_not_tell_its_server_serves_blocking_c
     connection = MilvusConnection(ConnectionSettings(), client=StubClient())
 
     with pytest.raises(ConfigurationError, match="pass async_client="):
-        await connection.async_client()
+        await async_client_of(connection)
 
 
 @pytest.mark.usefixtures("_stubs")

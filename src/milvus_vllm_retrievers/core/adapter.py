@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from typing_extensions import Self
 
@@ -22,7 +22,7 @@ from milvus_vllm_retrievers.core.vllm import VLLMClient
 from milvus_vllm_retrievers.errors import ConfigurationError, SearchError
 from milvus_vllm_retrievers.ranker import VLLMRanker
 
-T = TypeVar("T")
+_SAYS_NOTHING_OF_COLLECTION = frozenset({"timeout", "disconnected"})
 
 
 class Closes(Protocol):
@@ -48,7 +48,10 @@ class Closing:
         self._adapter.close()
 
     async def aclose(self) -> None:
-        """Close this event loop's connections and the blocking ones that were made here."""
+        """Close this event loop's connections and the blocking ones that were made here.
+
+        Async calls under way finish, and the last of them closes what they use.
+        """
         await self._adapter.aclose()
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
@@ -74,6 +77,25 @@ class Closing:
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
+
+
+class _LastSeen:
+    """What a collection looked like; forgotten where a call on it fails within the context.
+
+    It may have been made anew since: the next call looks again.
+    """
+
+    target: Target | None = None
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if (
+            isinstance(error, (SearchError, ConfigurationError))
+            and getattr(error, "reason", None) not in _SAYS_NOTHING_OF_COLLECTION
+        ):
+            self.target = None
 
 
 class MilvusVLLMAdapter:
@@ -106,7 +128,7 @@ class MilvusVLLMAdapter:
         self._vllm = None if ranker is None else VLLMClient(ranker)
         self._driver = SyncDriver(connection, self._vllm)
         self._async_driver = AsyncDriver(connection, self._vllm)
-        self._target: Target | None = None
+        self._seen = _LastSeen()
         self._reported: Target | None = None
 
     def retrieve(self, query: Query, options: SearchOptions) -> list[Hit]:
@@ -117,11 +139,11 @@ class MilvusVLLMAdapter:
             SearchError: Milvus did not answer the search.
             RerankError: Reranking failed and the ranker's `on_error` does not cover it.
         """
-        return self.retrieve_many([query], options)[0]
+        return self._driver.run(self._retrieval([query], options))[0]
 
     async def aretrieve(self, query: Query, options: SearchOptions) -> list[Hit]:
         """Retrieve one query's hits; the async twin of `retrieve`."""
-        return (await self.aretrieve_many([query], options))[0]
+        return (await self._async_driver.run(self._retrieval([query], options)))[0]
 
     def retrieve_many(self, queries: Sequence[Query], options: SearchOptions) -> list[list[Hit]]:
         """Retrieve the hits of several queries, in one search or a few at once.
@@ -190,19 +212,18 @@ class MilvusVLLMAdapter:
         if not queries:
             return []
 
-        def use(target: Target, deadline: Deadline) -> Flow[list[list[Hit]]]:
-            if any(query.embedding is None for query in queries):
+        deadline = Deadline.after(options.timeout)
+        with self._seen:
+            target = self._seen.target or (yield from self._found(deadline))
+            if target is not self._reported and any(query.embedding is None for query in queries):
                 self._report_unsearched(target)
             return (yield from retrieve(target, self._service, queries, options, deadline))
 
-        return (yield from self._on_target(options, use))
-
     def _candidates(self, query: Query, options: SearchOptions) -> Flow[list[Hit]]:
-        found = yield from self._on_target(
-            options,
-            lambda target, deadline: candidates(target, [query], options, deadline),
-        )
-        return found[0]
+        deadline = Deadline.after(options.timeout)
+        with self._seen:
+            target = self._seen.target or (yield from self._found(deadline))
+            return (yield from candidates(target, [query], options, deadline))[0]
 
     def _ranking(
         self, query: Query, items: Sequence[Item], options: SearchOptions, on_missing: OnMissing
@@ -210,31 +231,18 @@ class MilvusVLLMAdapter:
         service = self._service
         if service is None or not items:
             return []
-        return (
-            yield from self._on_target(
-                options,
-                lambda target, deadline: rank_rows(
-                    target, service, query, items, options, deadline, on_missing
-                ),
-            )
-        )
-
-    def _on_target(
-        self, options: SearchOptions, use: Callable[[Target, Deadline], Flow[T]]
-    ) -> Flow[T]:
-        """Run a flow on the target, which is found on first use and again after a failure."""
         deadline = Deadline.after(options.timeout)
-        target = self._target
-        if target is None:
-            target = self._target = yield from find_target(self._settings, deadline)
-            self._report(target)
-        try:
-            return (yield from use(target, deadline))
-        except (SearchError, ConfigurationError) as error:
-            if getattr(error, "reason", None) not in {"timeout", "disconnected"}:
-                # The collection may have been made anew since it was read: look again next time.
-                self._target = None
-            raise
+        with self._seen:
+            target = self._seen.target or (yield from self._found(deadline))
+            ranking = rank_rows(target, service, query, items, options, deadline, on_missing)
+            return (yield from ranking)
+
+    def _found(self, deadline: Deadline) -> Flow[Target]:
+        """Read what the collection looks like, on first use and again after a failure."""
+        target = self._seen.target = yield from find_target(self._settings, deadline)
+        self._connection.hide(*target.layout.secrets)
+        self._report(target)
+        return target
 
     def _report(self, target: Target) -> None:
         if self._service is not None and not target.server.known:

@@ -78,7 +78,8 @@ def call_all(
 
 def _all(steps: Sequence[CallMilvus], limit: int) -> Flow[list[Any]]:
     if len(steps) > 1:
-        return list((yield Together(steps, limit, errors_apart=True)))
+        answers: list[Any] = yield Together(steps, limit, errors_apart=True)
+        return answers
     try:
         return [(yield steps[0])]
     except MilvusVLLMError as error:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 import enum
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from milvus_vllm_retrievers.core.filters import dynamic_field, json_path
@@ -38,6 +39,7 @@ _DENSE = {FieldType.FLOAT_VECTOR, FieldType.FLOAT16_VECTOR, FieldType.BFLOAT16_V
 _VECTORS = {*_DENSE, *(t for t in FieldType if t >= FieldType.BINARY_VECTOR)}
 _TEXT_FUNCTIONS = {1: "BM25", 2: "TEXT_EMBEDDING"}  # schema.proto, FunctionType
 
+_SECRET_PARAM = re.compile(r"key|token(?!iz)|secret|passw|credential", re.IGNORECASE)
 _LONGEST_VARCHAR = 65_535
 # How the ecosystem's tools name the field that holds the text, most telling first.
 _TEXT_FIELD_NAMES = ("text", "page_content", "document", "content", "chunk", "passage", "body")
@@ -121,6 +123,7 @@ class CollectionLayout:
         text_inputs: Fields that feed a BM25 or TEXT_EMBEDDING function.
         store_text_field: The text field, where langchain-milvus or LlamaIndex made the collection.
         dynamic: Whether rows may hold fields that the schema does not name.
+        secrets: What its functions log in to their services with, by the names of their params.
     """
 
     name: str
@@ -131,6 +134,7 @@ class CollectionLayout:
     text_inputs: tuple[str, ...]
     store_text_field: str | None
     dynamic: bool
+    secrets: tuple[str, ...] = field(default=(), repr=False)
 
     @classmethod
     def from_description(cls, description: Mapping[str, Any]) -> CollectionLayout:
@@ -170,6 +174,7 @@ class CollectionLayout:
             text_inputs=tuple(inputs),
             store_text_field=_store_text_field(fields),
             dynamic=bool(description.get("enable_dynamic_field")),
+            secrets=tuple(_secrets(description.get("functions", ()))),
         )
 
     @property
@@ -391,6 +396,14 @@ def _store_text_field(fields: Sequence[Mapping[str, Any]]) -> str | None:
 def _is_longest(field: Mapping[str, Any]) -> bool:
     length = int(field.get("params", {}).get("max_length", 0))
     return bool(field["type"] == FieldType.VARCHAR and length == _LONGEST_VARCHAR)
+
+
+def _secrets(functions: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    for function in functions:
+        for name, value in (function.get("params") or {}).items():
+            # A number is a limit, such as max_tokens.
+            if _SECRET_PARAM.search(str(name)) and not str(value).isdecimal():
+                yield str(value)
 
 
 def _names(value: str | Sequence[str]) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from tenacity import AsyncRetrying, Retrying
 
 from milvus_vllm_retrievers.core.deadline import Deadline
-from milvus_vllm_retrievers.core.milvus import MilvusConnection, reconnecting
+from milvus_vllm_retrievers.core.milvus import MilvusConnection, is_cancelled, reconnecting
 from milvus_vllm_retrievers.core.steps import CallMilvus, Encode, Flow, Rerank, Step, Together
 from milvus_vllm_retrievers.core.vllm import VLLMClient
 from milvus_vllm_retrievers.errors import MilvusVLLMError, SearchError
@@ -54,7 +54,8 @@ class SyncDriver:
                 except SearchError as error:
                     if not error.is_of_connection:
                         raise
-                return Retrying(**reconnecting(step.deadline))(self._call_milvus, step)
+                    failed = error
+                return Retrying(**reconnecting(step.deadline, failed))(self._call_milvus, step)
             case Rerank(query, texts, deadline):
                 assert self._vllm is not None
                 return self._vllm.rerank(query, texts, deadline)
@@ -113,7 +114,9 @@ class AsyncDriver:
                 except SearchError as error:
                     if not error.is_of_connection:
                         raise
-                return await AsyncRetrying(**reconnecting(step.deadline))(self._call_milvus, step)
+                    failed = error
+                retrying = AsyncRetrying(**reconnecting(step.deadline, failed))
+                return await retrying(self._call_milvus, step)
             case Rerank(query, texts, deadline):
                 assert self._vllm is not None
                 return await self._vllm.arerank(query, texts, deadline)
@@ -127,18 +130,20 @@ class AsyncDriver:
 
         async def call() -> Any:
             nonlocal client
-            client = await milvus.async_client()
-            # Of many calls that start at once, each gives way here: what they prepare and what
-            # they send would else hold up the event loop in one go.
-            await asyncio.sleep(0)
-            return await getattr(client, step.method)(**step.arguments, **timeout)
+            async with milvus.async_client() as client:
+                # Of many calls that start at once, each gives way here: what they prepare and
+                # what they send would else hold up the event loop in one go.
+                await asyncio.sleep(0)
+                return await getattr(client, step.method)(**step.arguments, **timeout)
 
         try:
             # The time limit is for the connecting too.
             return await asyncio.wait_for(call(), timeout.get("timeout"))
         except MilvusVLLMError:
             raise
-        except Exception as error:  # noqa: BLE001 - pymilvus and grpc raise many kinds
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and is_cancelled():
+                raise
             failed = milvus.failure(error, step.what, client)
         raise failed
 

@@ -26,6 +26,10 @@ _KEYWORD = re.compile(
 )
 
 
+# Milvus gives these the condition to their left, in place of one that they already have.
+_TAKES_OVER = re.compile(r"(random_?sample|element_?filter)\s*\(", re.IGNORECASE)
+
+
 def literal(value: object) -> str:
     """Write a value as an expression's literal.
 
@@ -94,10 +98,21 @@ def _encodable(text: str) -> str:
 
 
 def all_of(*expressions: str | None) -> str | None:
-    """AND expressions together, each standing on its own; None and blank ones are left out."""
+    """AND expressions together, each standing on its own; None and blank ones are left out.
+
+    Raises:
+        ConfigurationError: Milvus would drop a part of what is joined.
+    """
     given = [expr for expr in expressions if expr and expr.strip()]
     if len(given) < 2:  # noqa: PLR2004 - nothing to join
         return given[0] if given else None
+    for expr in given:
+        if found := _TAKES_OVER.search(_STRING.sub(" ", expr)):
+            raise ConfigurationError(
+                f"a filter with {found.group(1)} cannot be joined with another, since Milvus may "
+                "then drop a condition: write all of it into one, the retriever's or the call's: "
+                f"{_shown(expr)}"
+            )
     return " and ".join(f"({expr})" for expr in given)
 
 

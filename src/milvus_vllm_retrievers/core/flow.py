@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from milvus_vllm_retrievers.core import hits as hits_
 from milvus_vllm_retrievers.core import requests
@@ -116,8 +115,7 @@ def _encoded(
     ]
 
 
-@dataclass(frozen=True, slots=True)
-class _Search:
+class _Search(NamedTuple):
     """The searches one retrieval may need, over the same legs."""
 
     target: Target
@@ -129,7 +127,15 @@ class _Search:
     def of(self, places: Sequence[int]) -> _Search:
         """Return the same for some of the queries."""
         legs = [Leg(leg.field, [leg.data[i] for i in places]) for leg in self.legs]
-        return replace(self, queries=[self.queries[i] for i in places], legs=legs)
+        return self._replace(queries=[self.queries[i] for i in places], legs=legs)
+
+    def shares(self, most: int) -> list[_Search]:
+        """Share the queries out to so many requests: Milvus reranks those of one in turn."""
+        size = math.ceil(len(self.queries) / most)
+        every = range(len(self.queries))
+        if size >= len(every):
+            return [self]
+        return [self.of(every[start : start + size]) for start in every[::size]]
 
     def plain(self, limit: int) -> Flow[list[list[Hit]]]:
         call = requests.plain_call(
@@ -152,15 +158,7 @@ class _Search:
 
     def reranked(self, ranker: VLLMRanker, limit: int) -> Flow[list[list[Hit] | MilvusVLLMError]]:
         """Return each query's hits, scored by Milvus, or the error that takes their place."""
-        # Milvus reranks the queries of one request one after another: several requests share them.
-        size = math.ceil(len(self.queries) / ranker.max_concurrency)
-        every = range(len(self.queries))
-        starts = every[::size]
-        parts = (
-            [self]
-            if len(starts) == 1
-            else [self.of(every[start : start + size]) for start in starts]
-        )
+        parts = self.shares(ranker.max_concurrency)
         answers = yield from call_all(
             self.target,
             [part.reranked_call(ranker, limit) for part in parts],
@@ -201,21 +199,23 @@ def _reranked_by_milvus(search: _Search, service: RerankService) -> Flow[list[li
         found = [rest] * len(search.queries)
     else:
         found = yield from _all_with_texts(search, service.ranker)
-    errors = {i: hits for i, hits in enumerate(found) if isinstance(hits, MilvusVLLMError)}
-    if errors and not falls_back:
-        raise next(iter(errors.values()))
-    ranked = {i: hits for i, hits in enumerate(found) if not isinstance(hits, MilvusVLLMError)}
-    for hits in ranked.values():
-        service.check_spread([hit.text for hit in hits], [hit.relevance_score for hit in hits])
-    worked = any(hits for hits in ranked.values())
-    if not errors:
+    ranked = [hits for hits in found if not isinstance(hits, MilvusVLLMError)]
+    for hits in ranked:
+        service.check_spread((hit.text for hit in hits), [hit.relevance_score for hit in hits])
+    worked = any(ranked)
+    if len(ranked) == len(found):
         service.in_milvus.note([], worked=worked)
-    else:
-        fallen = yield from _fall_back(
-            search.of(list(errors)), service, list(errors.values()), worked=worked
-        )
-        ranked.update(zip(errors, fallen, strict=True))
-    return [ranked[i] for i in range(len(found))]
+        return ranked
+    errors = {i: hits for i, hits in enumerate(found) if isinstance(hits, MilvusVLLMError)}
+    if not falls_back:
+        raise next(iter(errors.values()))
+    fallen = yield from _fall_back(
+        search.of(list(errors)), service, list(errors.values()), worked=worked
+    )
+    instead = dict(zip(errors, fallen, strict=True))
+    return [
+        instead[i] if isinstance(hits, MilvusVLLMError) else hits for i, hits in enumerate(found)
+    ]
 
 
 def _all_with_texts(search: _Search, ranker: VLLMRanker) -> Flow[list[list[Hit] | MilvusVLLMError]]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeGuard, cast
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, TypeGuard, cast
 
 from milvus_vllm_retrievers.errors import SearchError
 
@@ -16,9 +18,10 @@ SCORE_KEYS = frozenset({"relevance_score", "retrieval_score", "reranked_by", "re
 RerankedBy = Literal["milvus", "client"]
 
 
-@dataclass(frozen=True, slots=True)
-class Hit:
+class Hit(NamedTuple):
     """One row that a search returned.
+
+    A tuple, since making a frozen dataclass of it for every row is felt in the time of a query.
 
     Attributes:
         pk: The primary key.
@@ -35,7 +38,7 @@ class Hit:
 
     pk: PrimaryKey
     text: str | None
-    fields: Mapping[str, Any] = field(default_factory=dict)
+    fields: Mapping[str, Any] = MappingProxyType({})
     retrieval_score: float | None = None
     relevance_score: float | None = None
     reranked_by: RerankedBy | None = None
@@ -44,12 +47,11 @@ class Hit:
 
     def scores(self) -> dict[str, Any]:
         """Return what a front end writes into an item's metadata, by its public names."""
-        metadata = _metadata(self)
-        if self.retrieval_score is not None:
-            metadata["retrieval_score"] = self.retrieval_score
-        return metadata
+        return _metadata(self, self.retrieval_score)
 
 
+_pk = attrgetter("pk")
+_relevance = attrgetter("relevance_score")
 Row = Mapping[str, Any]
 
 
@@ -69,14 +71,18 @@ class RowReader:
 
     def retrieved(self, rows: Iterable[Row]) -> list[Hit]:
         """Read one query's rows, their scores taken as retrieval scores."""
+        key = self.primary_key
         return [
-            Hit(pk, text, fields, score, pk_field=self.primary_key)
-            for pk, text, fields, score in map(self._read, rows)
+            Hit(pk, text, fields, score, None, None, None, key)
+            for pk, text, fields, score in self._read(rows)
         ]
 
     def scores(self, rows: Iterable[Row]) -> dict[PrimaryKey, float]:
         """Read one query's rows that were fetched without their fields: each key's score."""
-        return {self._key(row): float(row["distance"]) for row in rows}
+        key = self.primary_key
+        return {
+            row[key] if key in row else _old_key(row, key): float(row["distance"]) for row in rows
+        }
 
     def reranked(self, rows: Iterable[Row]) -> list[Hit]:
         """Read one query's rows of a search with a rerank Function, in order.
@@ -84,49 +90,57 @@ class RowReader:
         Milvus has null and empty texts scored too, as if "" were relevant to something; here, as
         on the client path, they come last, unscored.
         """
-        scored = [
-            Hit(pk, text, fields, None, score, "milvus", None, self.primary_key)
-            if has_text(text)
-            else Hit(pk, text, fields, rerank_error=NO_TEXT, pk_field=self.primary_key)
-            for pk, text, fields, score in map(self._read, rows)
-        ]
-        return sorted(scored, key=lambda hit: relevance_order(hit.relevance_score, hit.pk))
+        key = self.primary_key
+        scored, textless = [], []
+        for pk, text, fields, score in self._read(rows):
+            if has_text(text):
+                scored.append(Hit(pk, text, fields, None, score, "milvus", None, key))
+            else:
+                textless.append(Hit(pk, text, fields, None, None, None, NO_TEXT, key))
+        scored.sort(key=_pk)
+        scored.sort(key=_relevance, reverse=True)  # leaves equals in place
+        return scored + sorted(textless, key=_pk)
 
-    def _read(self, row: Row) -> tuple[PrimaryKey, str | None, dict[str, Any], float]:
-        pk = self._key(row)
-        fields = {
-            name: value if type(value) in _PLAIN else _plain(value)
-            for name, value in row["entity"].items()
-        }
-        if self.text_field not in fields:
-            raise SearchError(
-                f"Milvus returned a row without the field {self.text_field!r}: the collection has "
-                "been made anew with other fields? The next call reads it again"
-            )
-        text = fields.pop(self.text_field)
-        metadata_field = self.metadata_field
-        if metadata_field is not None and isinstance(fields.get(metadata_field), dict):
-            fields.update(fields.pop(metadata_field))
-        # Scores that were stored with an item, from an earlier retrieval, are not this one's.
-        if not SCORE_KEYS.isdisjoint(fields):
-            fields = {name: value for name, value in fields.items() if name not in SCORE_KEYS}
-        fields[self.primary_key] = pk
-        return pk, text, fields, float(row["distance"])
-
-    def _key(self, row: Row) -> PrimaryKey:
-        # Servers before 2.4 answer with the key under "id", later ones under its field's name.
-        pk = row[self.primary_key] if self.primary_key in row else row.get("id")
-        if pk is None:
-            raise SearchError(f"Milvus returned a row without its primary key {self.primary_key!r}")
-        return cast(PrimaryKey, pk)
+    def _read(
+        self, rows: Iterable[Row]
+    ) -> Iterator[tuple[PrimaryKey, str | None, dict[str, Any], float]]:
+        key = self.primary_key
+        for row in rows:
+            entity = row["entity"]
+            fields = dict(entity)
+            if not _PLAIN.issuperset(map(type, entity.values())):
+                fields = {name: _plain(value) for name, value in entity.items()}
+            if self.text_field not in fields:
+                raise SearchError(
+                    f"Milvus returned a row without the field {self.text_field!r}: the collection "
+                    "has been made anew with other fields? The next call reads it again"
+                )
+            text = fields.pop(self.text_field)
+            metadata_field = self.metadata_field
+            if metadata_field is not None and isinstance(fields.get(metadata_field), dict):
+                fields.update(fields.pop(metadata_field))
+            # Scores that were stored with an item, from an earlier retrieval, are not this one's.
+            if not SCORE_KEYS.isdisjoint(fields):
+                fields = {name: value for name, value in fields.items() if name not in SCORE_KEYS}
+            pk = fields[key] = row[key] if key in row else _old_key(row, key)
+            yield pk, text, fields, float(row["distance"])
 
 
-_PLAIN = (str, int, float, bool, bytes, dict, list, type(None))
+def _old_key(row: Row, field: str) -> PrimaryKey:
+    """Read the key of a row from a server before 2.4, which does not name it after its field."""
+    pk = row.get("id")
+    if pk is None:
+        raise SearchError(f"Milvus returned a row without its primary key {field!r}")
+    return cast(PrimaryKey, pk)
+
+
+_PLAIN_TYPES: tuple[type, ...] = (str, int, float, bool, bytes, dict, list, type(None))
+_PLAIN = frozenset(_PLAIN_TYPES)
 
 
 def _plain(value: Any) -> Any:
     """Make a list of what protobuf hands over as a repeated field."""
-    if isinstance(value, _PLAIN):
+    if isinstance(value, _PLAIN_TYPES):
         return value
     return list(value) if isinstance(value, Iterable) else value
 
@@ -157,16 +171,16 @@ def reranked_by_client(
     pairs = list(zip(hits, rounded, strict=True))
     pairs.sort(key=lambda pair: relevance_order(pair[1], pair[0].pk))
     return [
-        replace(hit, rerank_error=NO_TEXT)
+        hit._replace(rerank_error=NO_TEXT)
         if score is None
-        else replace(hit, relevance_score=score, reranked_by="client")
+        else hit._replace(relevance_score=score, reranked_by="client")
         for hit, score in pairs[:k]
     ]
 
 
 def unranked(hits: Sequence[Hit], reason: str) -> list[Hit]:
     """Keep the retrieval order, with the reason on every hit."""
-    return [replace(hit, rerank_error=reason) for hit in hits]
+    return [hit._replace(rerank_error=reason) for hit in hits]
 
 
 def above(hits: Iterable[Hit], threshold: float | None) -> list[Hit]:
@@ -195,7 +209,7 @@ class Ranking:
 
     def scores(self) -> dict[str, Any]:
         """Return what a front end writes into an item's metadata, by its public names."""
-        return _metadata(self)
+        return _metadata(self, None)
 
 
 def ranked_by_client(scores: Sequence[float | None]) -> list[Ranking]:
@@ -248,11 +262,13 @@ def rescored(metadata: Mapping[str, Any], scores: Mapping[str, Any]) -> dict[str
     return {**kept, **scores}
 
 
-def _metadata(scored: Hit | Ranking) -> dict[str, Any]:
+def _metadata(scored: Hit | Ranking, retrieval_score: float | None) -> dict[str, Any]:
     metadata: dict[str, Any] = {
         "relevance_score": scored.relevance_score,
         "reranked_by": scored.reranked_by,
     }
     if scored.rerank_error is not None:
         metadata["rerank_error"] = scored.rerank_error
+    if retrieval_score is not None:
+        metadata["retrieval_score"] = retrieval_score
     return metadata

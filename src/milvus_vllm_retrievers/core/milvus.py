@@ -8,12 +8,19 @@ import threading
 import weakref
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 from uuid import uuid4
 
 from pydantic import SecretStr
-from tenacity import retry_if_exception, stop_after_attempt, stop_after_delay, wait_exponential
+from tenacity import (
+    RetryCallState,
+    retry_if_exception,
+    stop_after_attempt,
+    stop_after_delay,
+    wait_exponential,
+)
 
 from milvus_vllm_retrievers.core.deadline import Deadline
 from milvus_vllm_retrievers.core.fork import forget_in_child
@@ -39,25 +46,50 @@ _NO_DEADLINE = Deadline()
 _GRPC_OPTIONS = {"grpc.initial_reconnect_backoff_ms": 100, "grpc.max_reconnect_backoff_ms": 1000}
 # Milvus Lite's server hangs up on clients that ping as often as pymilvus's do.
 _GRPC_OPTIONS_OF_LITE = {"grpc.keepalive_time_ms": 3_600_000}
+# The thread that drives all of gRPC's async connections does not live on in a forked process.
+_parent_was_async = False
 
 
-def reconnecting(deadline: Deadline) -> dict[str, Any]:
+def reconnecting(deadline: Deadline, failed: SearchError | None = None) -> dict[str, Any]:
     """Return tenacity's arguments for calls of a Milvus that may be restarting.
 
     They are repeated for about two seconds where the connection is at fault, not the call; longer
-    than gRPC waits before it connects anew.
+    than gRPC waits before it connects anew. Where the deadline comes before, the error tells what
+    the last try met that had time for it.
+
+    Args:
+        deadline: When the call must be done.
+        failed: What a try before these met.
     """
     often, long = stop_after_attempt(6), stop_after_delay(2.0)
+
+    def stop(state: RetryCallState) -> bool:
+        nonlocal failed
+        error = _error_of(state)
+        failed = error if error.is_of_connection else failed
+        too_late = error.reason == "timeout" or deadline.passes_within(state.upcoming_sleep)
+        return too_late or often(state) or long(state)
+
+    def give_up(state: RetryCallState) -> NoReturn:
+        if failed is None or not deadline.passes_within(state.upcoming_sleep):
+            raise _error_of(state)
+        told = f"{failed}; the call's timeout left no time to try again (raise timeout)"
+        raise SearchError(told, reason=failed.reason) from failed
+
     return {
-        "retry": retry_if_exception(_is_of_connection),
+        "retry": retry_if_exception(
+            lambda e: isinstance(e, SearchError) and (e.is_of_connection or e.reason == "timeout")
+        ),
         "wait": wait_exponential(multiplier=0.1, max=0.8),
-        "stop": lambda s: often(s) or long(s) or deadline.passes_within(s.upcoming_sleep),
-        "reraise": True,
+        "stop": stop,
+        "retry_error_callback": give_up,
     }
 
 
-def _is_of_connection(error: BaseException) -> bool:
-    return isinstance(error, SearchError) and error.is_of_connection
+def _error_of(state: RetryCallState) -> SearchError:
+    error = state.outcome.exception() if state.outcome else None
+    assert isinstance(error, SearchError)  # no other is retried
+    return error
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +164,9 @@ class MilvusConnection:
     Clients that were passed in are used as they are and never closed; the others are made on
     first use and closed by `close` / `aclose`.
 
+    A forked process makes connections of its own. One that was forked while async connections
+    were open can make blocking calls only: gRPC's async side does not survive that.
+
     Args:
         settings: For the clients to make.
         client: A blocking client to borrow.
@@ -151,13 +186,10 @@ class MilvusConnection:
         self._connecting = threading.Lock()  # held for long; `_lock` never is
         self._borrowed = client
         self._borrowed_async = async_client
-        self._hidden: list[str] = []
+        self._hidden: set[str] = set()
         self._owned: MilvusClient | None = None
         self._finalizer: weakref.finalize[..., Any] | None = None
-        self._owned_async = PerLoop(self._new_async_client, _close_async)
-        self._connected: weakref.WeakSet[AsyncMilvusClient] = weakref.WeakSet()
-        self._entering: weakref.WeakKeyDictionary[AsyncMilvusClient, asyncio.Lock]
-        self._entering = weakref.WeakKeyDictionary()
+        self._owned_async = self._new_per_loop()
         forget_in_child(self)
 
     @classmethod
@@ -207,27 +239,27 @@ class MilvusConnection:
         finally:
             self._connecting.release()
 
-    async def async_client(self) -> AsyncMilvusClient:
-        """Return the running event loop's client.
+    def async_client(self) -> AbstractAsyncContextManager[AsyncMilvusClient]:
+        """Return a context manager that connects the running event loop's client and gives it.
+
+        Within it, a client of ours stays open.
 
         Raises:
             ConfigurationError: Only a blocking client was passed and it does not tell where
                 its server is.
             SearchError: Milvus cannot be reached.
         """
+        if _parent_was_async:
+            raise ConfigurationError(
+                "this process was forked from one with open async connections to Milvus, which "
+                "gRPC does not survive: make blocking calls here, fork before the first async "
+                "call or after aclose(), or start the process by 'spawn'"
+            )
         if self._borrowed_async is not None:
-            return self._borrowed_async
-        client = await self._owned_async.get()
-        if client not in self._connected:
-            # pymilvus connects with a client's first call; of several at once each would, and all
-            # of these connections but one would stay open for good.
-            async with self._entering.setdefault(client, asyncio.Lock()):
-                if client not in self._connected:
-                    await _enter(client)
-                    self._connected.add(client)
-        return client
+            return nullcontext(self._borrowed_async)
+        return self._owned_async.using()
 
-    def failure(self, error: Exception, what: str, client: Any) -> MilvusVLLMError:
+    def failure(self, error: BaseException, what: str, client: Any) -> MilvusVLLMError:
         """Return what a client's error means, without secrets and ready to be raised.
 
         A client of ours that turns out to be closed is let go, so that the next try makes another.
@@ -253,19 +285,22 @@ class MilvusConnection:
             secrets += _secrets_in(_arguments_of(self._borrowed))
         return redacted(text, secrets)
 
-    def hide(self, secret: str) -> None:
-        """Keep a secret that Milvus may hear of out of every error."""
-        self._hidden.append(secret)
+    def hide(self, *secrets: str) -> None:
+        """Keep secrets that Milvus may hear of, or knows, out of every error."""
+        self._hidden.update(secrets)
 
     def forget_connections(self) -> Sequence[object]:
         """Give up the clients of the parent process, without closing them."""
+        global _parent_was_async  # noqa: PLW0603 - gRPC has one poller for the whole process
+        was_open = getattr(self._borrowed_async, "_handler", None) is not None
+        _parent_was_async |= was_open or self._owned_async.is_open
         inherited = (self._owned, self._owned_async)
         if self._finalizer is not None:
             self._finalizer.detach()
         self._lock = threading.Lock()
         self._connecting = threading.Lock()
         self._owned = None
-        self._owned_async = PerLoop(self._new_async_client, _close_async)
+        self._owned_async = self._new_per_loop()
         return inherited
 
     def close(self) -> None:
@@ -279,9 +314,16 @@ class MilvusConnection:
             client.close()
 
     async def aclose(self) -> None:
-        """Close this event loop's client and the blocking one, as far as they are ours."""
+        """Close this event loop's client and the blocking one, as far as they are ours.
+
+        Async calls under way finish, and the last of them closes the client; later ones connect
+        anew. A blocking call under way connects anew and is repeated.
+        """
         await self._owned_async.close()
         self.close()
+
+    def _new_per_loop(self) -> PerLoop[AsyncMilvusClient]:
+        return PerLoop(self._new_async_client, _close_async, _enter)
 
     def _new_async_client(self) -> AsyncMilvusClient:
         from pymilvus import AsyncMilvusClient  # noqa: PLC0415 - seconds of import time
@@ -318,6 +360,15 @@ class MilvusConnection:
         raise failed
 
 
+def is_cancelled() -> bool:
+    """Tell whether someone cancelled the running task; gRPC raises CancelledError by itself too.
+
+    Python 3.10 cannot tell: there, someone always did.
+    """
+    cancelling = getattr(asyncio.current_task(), "cancelling", None)
+    return cancelling is None or cancelling() > 0
+
+
 def _grpc_options(arguments: Mapping[str, Any]) -> dict[str, Any]:
     is_remote = "://" in str(arguments["uri"])
     return _GRPC_OPTIONS if is_remote else {**_GRPC_OPTIONS, **_GRPC_OPTIONS_OF_LITE}
@@ -350,7 +401,11 @@ def _arguments_of(client: MilvusClient) -> dict[str, Any]:
 
 
 async def _enter(client: AsyncMilvusClient) -> None:
-    """Connect, where this version of pymilvus has a way to ask for it."""
+    """Connect, where this version of pymilvus has a way to ask for it.
+
+    It connects with a client's first call; of several at once each would, and all of these
+    connections but one would stay open for good.
+    """
     enter = getattr(client, "__aenter__", None)
     if enter is not None:
         await enter()

@@ -63,12 +63,13 @@ _REASONS: tuple[tuple[str, SearchFailure], ...] = (
 
 
 def explain_error(
-    error: Exception, what: str, redacted: Callable[[str], str] = str
+    error: BaseException, what: str, redacted: Callable[[str], str] = str
 ) -> MilvusVLLMError:
     """Translate what pymilvus raised.
 
     Args:
-        error: A MilvusException, what grpc raised, or asyncio's TimeoutError.
+        error: A MilvusException, what grpc raised, or asyncio's TimeoutError; a CancelledError
+            where nobody cancelled.
         what: What was tried, for the message, such as ``search of collection 'docs'``.
         redacted: Takes secrets from a text.
 
@@ -81,6 +82,8 @@ def explain_error(
             "candidates)",
             reason="timeout",
         )
+    if isinstance(error, asyncio.CancelledError):
+        return SearchError(f"{what} failed: its client was closed meanwhile", reason="closed")
     full = redacted(_message(error))
     message, lowered = excerpt(full), full.lower()
     if any(sign in lowered for sign in _RERANK_FAILED):
@@ -92,7 +95,7 @@ def explain_error(
     )
 
 
-def _message(error: Exception) -> str:
+def _message(error: BaseException) -> str:
     """Return what was said: pymilvus passes some of grpc's errors on as they are, pages long."""
     code, details = getattr(error, "code", None), getattr(error, "details", None)
     if callable(code) and callable(details):

@@ -197,7 +197,8 @@ class SearchOptions:
         A filter is AND-ed to the one that is there: a call can narrow, never widen.
 
         Raises:
-            ConfigurationError: A value is out of range, or both filters bind the same template.
+            ConfigurationError: A value is out of range, or the filters cannot be joined: both
+                bind the same template, or Milvus would drop a part.
         """
         if k is None and fetch_k is None and expr is None and expr_params is None:
             return self

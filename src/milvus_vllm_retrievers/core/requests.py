@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from milvus_vllm_retrievers.core.collection import CollectionLayout, FieldType, VectorField
 from milvus_vllm_retrievers.core.filters import literal
@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 Method = Literal["search", "hybrid_search"]
 
 
-@dataclass(frozen=True, slots=True)
-class Leg:
+class Leg(NamedTuple):
     """One vector field's part of a search.
 
     Attributes:
@@ -30,8 +29,7 @@ class Leg:
     data: list[Any]
 
 
-@dataclass(frozen=True, slots=True)
-class SearchCall:
+class SearchCall(NamedTuple):
     """One call of a pymilvus client.
 
     Attributes:
@@ -220,9 +218,7 @@ def _hybrid_search(
 
 
 def _sub_request(leg: Leg, options: SearchOptions) -> AnnSearchRequest:
-    from pymilvus import AnnSearchRequest  # noqa: PLC0415 - seconds of import time
-
-    return AnnSearchRequest(
+    return _sub_request_class()(
         data=leg.data,
         anns_field=leg.field.name,
         param=_params(leg, options),
@@ -230,6 +226,13 @@ def _sub_request(leg: Leg, options: SearchOptions) -> AnnSearchRequest:
         expr=options.expr,
         expr_params=dict(options.expr_params) if options.expr_params else None,
     )
+
+
+@cache
+def _sub_request_class() -> type[AnnSearchRequest]:
+    from pymilvus import AnnSearchRequest  # noqa: PLC0415 - seconds of import time
+
+    return AnnSearchRequest  # type: ignore[no-any-return]
 
 
 def _shared(
@@ -249,7 +252,9 @@ def _shared(
 
 def _params(leg: Leg, options: SearchOptions) -> dict[str, Any]:
     """Return the leg's own parameters where the options give them by field, else the common."""
-    params = options.search_params or {}
+    params = options.search_params
+    if not params:
+        return {}
     if leg.field.name in params:
         return dict(params[leg.field.name])
     return {} if _is_by_field(params) else dict(params)
@@ -261,9 +266,11 @@ def check_search_params(params: Mapping[str, Any] | None, layout: CollectionLayo
     Raises:
         ConfigurationError: Parameters are given by field, and one is no vector field.
     """
+    if not params or not _is_by_field(params):
+        return
     known = [vector.name for vector in layout.vector_fields]
-    for name in params or ():
-        if _is_by_field(params or {}) and name not in known:
+    for name in params:
+        if name not in known:
             raise ConfigurationError(
                 f"search_params name {name!r}, which is no vector field of collection "
                 f"{layout.name!r}{did_you_mean(name, known)}"
@@ -272,8 +279,6 @@ def check_search_params(params: Mapping[str, Any] | None, layout: CollectionLayo
 
 def _is_by_field(params: Mapping[str, Any]) -> bool:
     """Tell ``{"dense": {"params": ...}}`` from ``{"metric_type": ..., "params": {...}}``."""
-    return (
-        bool(params)
-        and not {"metric_type", "params"} & set(params)
-        and all(isinstance(value, Mapping) for value in params.values())
+    return not {"metric_type", "params"} & set(params) and all(
+        isinstance(value, Mapping) for value in params.values()
     )

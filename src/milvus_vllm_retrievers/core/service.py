@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from milvus_vllm_retrievers.core.fork import forget_in_child
 from milvus_vllm_retrievers.errors import MilvusVLLMError, RerankError, RerankStatusError
 from milvus_vllm_retrievers.ranker import VLLMRanker
 
@@ -45,6 +46,12 @@ class CoolDown:
         self._last_error = ""
         self._incident_until = 0.0
         self._in_incident = False
+        forget_in_child(self)
+
+    def forget_connections(self) -> Sequence[object]:
+        """Renew the lock in a forked process: a thread that is not there may have held it."""
+        self._lock = threading.Lock()
+        return ()
 
     def rest(self) -> RerankError | None:
         """Return why the service is not to be asked now; None if it is.
@@ -137,7 +144,7 @@ class RerankService:
             threading.Event(),
         )
 
-    def check_spread(self, texts: Sequence[str | None], scores: Sequence[float | None]) -> None:
+    def check_spread(self, texts: Iterable[str | None], scores: Sequence[float | None]) -> None:
         """Warn, once, if different texts all have the same score."""
         values = {score for score in scores if score is not None}
         if len(values) != 1 or self._warned.is_set():

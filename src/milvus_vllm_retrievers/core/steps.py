@@ -7,8 +7,7 @@ a socket, so that one flow serves blocking and async callers, and a test can dri
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from milvus_vllm_retrievers.core.deadline import Deadline
 from milvus_vllm_retrievers.core.query import Encoder, Query
@@ -16,8 +15,7 @@ from milvus_vllm_retrievers.core.query import Encoder, Query
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Encode:
+class Encode(NamedTuple):
     """Turn queries into vectors."""
 
     encoder: Encoder
@@ -25,8 +23,7 @@ class Encode:
     deadline: Deadline
 
 
-@dataclass(frozen=True, slots=True)
-class CallMilvus:
+class CallMilvus(NamedTuple):
     """Call a method of the Milvus client."""
 
     what: str
@@ -35,8 +32,7 @@ class CallMilvus:
     deadline: Deadline
 
 
-@dataclass(frozen=True, slots=True)
-class Rerank:
+class Rerank(NamedTuple):
     """Ask vLLM for the scores of texts."""
 
     query: str
@@ -44,8 +40,7 @@ class Rerank:
     deadline: Deadline
 
 
-@dataclass(frozen=True, slots=True)
-class Together:
+class Together(NamedTuple):
     """Do several steps at once, at most `limit` in flight.
 
     The first error ends them all, unless `errors_apart`: then a step's error of this package
