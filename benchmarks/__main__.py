@@ -1,6 +1,6 @@
 """Runs the benchmarks and reports every target beside its figure.
 
-    python -m benchmarks                 all of them, a few minutes each
+    python -m benchmarks                 all of them, 11 to 12 minutes on two cores
     python -m benchmarks overhead peers  some of them
     python -m benchmarks --quick         fewer rounds, to see that everything runs
 

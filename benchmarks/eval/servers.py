@@ -16,7 +16,7 @@ from tests.milvus26 import running_milvus26
 from benchmarks.eval.memory import remembering
 from milvus_vllm_retrievers.ranker import VLLMRanker
 
-# Rerank requests at once. A vLLM on two cores was 1.3 times as fast with 16 as with 4.
+# Rerank requests at once: enough to keep a vLLM busy.
 _IN_FLIGHT = 16
 # Seconds for one of them: hundreds of candidates, and others' before, take a model on a CPU long.
 _RERANK_TIMEOUT = 300.0

@@ -11,7 +11,8 @@ with that real vLLM. `make soak` runs it beside one.
 
 The other processes are Milvus (`tests.milvus26`, killed and restarted on the way) and a vLLM that
 fails (`faulty_vllm`), so that what is measured is the client alone. The figures are printed and
-written to benchmarks/soak.json; the exit code is 1 if anything went wrong or grew.
+written to benchmarks/soak.json (soak-partial.json after a shorter run); the exit code is 1 if
+anything went wrong or grew.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ CALLS = 5000
 FAULT_EVERY = 50
 STALL = RANKER_TIMEOUT + 1.0
 RESULTS = Path(__file__).parent.with_suffix(".json")
+PARTIAL = RESULTS.with_stem("soak-partial")
 
 
 def main() -> int:
@@ -51,14 +53,16 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--queries", type=int, default=CALLS, help="how many calls to make")
-    wrong = soak(max(parser.parse_args().queries, 4))
+    calls = max(parser.parse_args().queries, 4)
+    written = RESULTS if calls >= CALLS else PARTIAL
+    wrong = soak(calls, written)
     for line in wrong[:20]:
         say(f"WRONG: {line[:1000]}")
-    say(f"written to {RESULTS}; " + (f"{len(wrong)} wrong" if wrong else "nothing went wrong"))
+    say(f"written to {written}; " + (f"{len(wrong)} wrong" if wrong else "nothing went wrong"))
     return 1 if wrong else 0
 
 
-def soak(calls: int) -> list[str]:
+def soak(calls: int, written: Path) -> list[str]:
     """Start the servers, run, report; return what is wrong."""
     with ExitStack() as stack:
         milvus = stack.enter_context(running_milvus())
@@ -74,7 +78,7 @@ def soak(calls: int) -> list[str]:
         faults = httpx.get(f"{vllm}/stats").json()
     wrong = wrong_with(outcome)
     figures = as_json(outcome, faults, disturbances.counts, wrong)
-    RESULTS.write_text(json.dumps(figures, indent=2) + "\n")
+    written.write_text(json.dumps(figures, indent=2) + "\n")
     show(outcome, faults, disturbances.counts)
     return wrong
 

@@ -59,6 +59,7 @@ try:
     from langchain_core.embeddings import Embeddings
     from langchain_core.retrievers import BaseRetriever
     from langchain_core.runnables import RunnableConfig
+    from langchain_core.runnables.config import ContextThreadPoolExecutor
 
     from milvus_vllm_retrievers.langchain_runs import astart_runs, start_runs
 except ImportError as error:
@@ -242,7 +243,7 @@ class MilvusVLLMRetriever(Closing, BaseRetriever):
 
         The queries go to Milvus together: in one search, or, where Milvus reranks them one after
         another, in up to the ranker's `max_concurrency` searches at once. Rerank requests of this
-        process are as many in flight.
+        process are as many in flight. The embedding model is asked for several queries at once.
 
         Args:
             inputs: Query texts.
@@ -457,7 +458,12 @@ def _encoder(embedding: Any) -> Encoder:
         return sparse_encoder(embedding)
 
     def encode(queries: Sequence[Query]) -> list[list[float]]:
-        return [embedding.embed_query(query.text) for query in queries]
+        texts = [query.text for query in queries]
+        if len(texts) == 1:
+            return [embedding.embed_query(texts[0])]
+        # In as many threads as LangChain's own `batch` would call `invoke` in.
+        with ContextThreadPoolExecutor() as threads:
+            return list(threads.map(embedding.embed_query, texts))
 
     async def aencode(queries: Sequence[Query]) -> list[list[float]]:
         return await encoded_together([embedding.aembed_query(query.text) for query in queries])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -244,6 +245,29 @@ async def test_the_queries_of_a_batch_share_requests(
     assert len(answers) == 4
     assert sizes == [4 // searches] * searches
     assert len(fake_vllm.received) == 4
+
+
+async def test_the_queries_of_a_batch_are_embedded_at_once(
+    milvus26_uri: str, fake_vllm: FakeVLLM, batch: Batch
+) -> None:
+    two = threading.Barrier(2, timeout=30)
+
+    class InPairs(LetterEmbeddings):
+        def embed_query(self, text: str) -> list[float]:
+            two.wait()  # until another query is embedded too
+            return super().embed_query(text)
+
+    retriever = MilvusVLLMRetriever(
+        collection_name=NAME,
+        uri=milvus26_uri,
+        embedding=InPairs(),
+        ranker=VLLMRanker(fake_vllm.url),
+    )
+
+    answers = await batch(retriever, QUERIES[:4])
+
+    assert [len(documents) for documents in answers] == [4, 4, 4, 4]
+    assert not two.broken
 
 
 async def test_a_batch_tells_each_querys_callbacks_of_its_own_documents(

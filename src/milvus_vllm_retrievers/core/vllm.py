@@ -163,7 +163,7 @@ def _results(text: str) -> list[tuple[int, float]] | None:
 
 def status_error(answer: Answer, request: RerankRequest) -> RerankStatusError:
     """Make the error for a status other than 200, with what to do about it."""
-    text = request.shown(_error_text(answer.text))
+    text = request.shown(_error_text(answer.text)).removesuffix(".")
     return RerankStatusError(
         f"{request.url} answered {answer.status_code}: {text}{_hint(answer, request)}",
         status_code=answer.status_code,
