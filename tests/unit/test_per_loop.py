@@ -247,3 +247,24 @@ async def test_what_is_dropped_while_its_loop_runs_is_closed_soon() -> None:
     await dropped_at_once(values)
 
     await values[0].closed.wait()
+
+
+async def test_a_value_that_cannot_be_closed_fails_no_call() -> None:
+    async def fail(resource: Resource) -> None:
+        resource.closed.set()
+        raise RuntimeError("the server is gone")
+
+    heard: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: heard.append(context))
+    per_loop = PerLoop(Resource, fail)
+
+    async with per_loop.using() as used:
+        await per_loop.close()
+    dropped = await per_loop.get()
+    per_loop.discard(dropped)
+    await dropped.closed.wait()
+    await asyncio.sleep(0)
+    gc.collect()
+
+    assert used.closed.is_set()
+    assert heard == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import weakref
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
@@ -10,6 +11,7 @@ from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+logger = logging.getLogger("milvus_vllm_retrievers")
 
 
 class PerLoop(Generic[T]):
@@ -131,8 +133,15 @@ class _Held(Generic[T]):
 
     def _begin_closing(self) -> _Closing:
         if self._closing is None:
-            self._closing = _Closing(self._close(self.value))
+            self._closing = _Closing(self._close_quietly())
         return self._closing
+
+    async def _close_quietly(self) -> None:
+        """Close the value; what fails then concerns no call."""
+        try:
+            await self._close(self.value)
+        except Exception:
+            logger.debug("closing %s failed", type(self.value).__name__, exc_info=True)
 
 
 class _Use(Generic[T]):
