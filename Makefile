@@ -39,7 +39,7 @@ lint: .venv/installed.txt ## Check style, formatting, types and the direction of
 	.venv/bin/lint-imports
 
 clean: ## Remove everything that these targets have made
-	rm -rf .venv .venv-vllm .venv-old-milvus .nox build dist
+	rm -rf .venv .venv-vllm .venv-old-milvus .venv-peers-* .nox build dist
 	rm -rf .benchmarks .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find src tests tools examples -name __pycache__ -prune -exec rm -rf {} +
 

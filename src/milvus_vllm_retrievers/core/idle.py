@@ -18,8 +18,8 @@ class IdleClients(Generic[C]):
     """Lends clients, the one that was used last first, and says which are to be closed.
 
     One client could send all requests, but its connection pool looks through every connection at
-    each step of a request: with 64 in flight that took five times the CPU time (httpx 0.28,
-    httpcore 1.0, measured).
+    each step of a request: with 64 in flight one took 7.7 ms of CPU time in place of 0.5, with 16
+    in flight 0.9 in place of 0.6 (httpx 0.28, measured).
 
     Args:
         make: Makes a client where none is at rest.
