@@ -8,7 +8,7 @@ import socket
 import threading
 import traceback
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -24,7 +24,7 @@ from milvus_vllm_retrievers import (
 from milvus_vllm_retrievers.core import vllm
 from milvus_vllm_retrievers.core.deadline import Deadline
 from milvus_vllm_retrievers.core.vllm import VLLMClient
-from tests.fakes import FakeVLLM, Reply
+from tests.fakes import FakeVLLM, Reply, tcp_server
 
 SECRET = "sk-a-secret"
 DOCUMENTS = ["a", "ccc", "bb"]
@@ -90,23 +90,16 @@ def trickling(head: bytes) -> Iterator[str]:
     """The URL of a fake server that answers with a head and then a byte now and then."""
     done = threading.Event()
 
-    def serve() -> None:
-        with suppress(OSError):
-            connection, _ = server.accept()
-            with connection:
-                connection.recv(65_536)
-                connection.sendall(head)
-                while not done.wait(0.05):
-                    connection.sendall(b" ")
+    def answer(connection: socket.socket) -> None:
+        connection.sendall(head)
+        while not done.wait(0.05):
+            connection.sendall(b" ")
 
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        thread = threading.Thread(target=serve)
-        thread.start()
+    with tcp_server(answer) as url:
         try:
-            yield f"http://127.0.0.1:{server.getsockname()[1]}"
+            yield url
         finally:
             done.set()
-            thread.join()
 
 
 def results(*scores: tuple[int, float]) -> Reply:

@@ -13,11 +13,9 @@ import json
 import logging
 import pickle
 import pprint
-import socket
-import threading
 import traceback
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -49,7 +47,7 @@ from milvus_vllm_retrievers import (
 )
 from milvus_vllm_retrievers import llama_index as li
 from tests.corpus import create_collection
-from tests.fakes import FakeVLLM, Reply, running_fake_vllm
+from tests.fakes import FakeVLLM, Reply, running_fake_vllm, tcp_server
 from tests.trust.leaks import texts_of
 
 KEY = "sk-key-of-vllm"
@@ -487,28 +485,6 @@ async def test_a_key_that_vllm_answers_with_is_not_shown(
     assert "rerank_error" in repr(degraded)
 
 
-@contextmanager
-def answering(answer: bytes) -> Iterator[str]:
-    """The URL of a server that answers every request with bytes, which need not be HTTP."""
-
-    def serve() -> None:
-        with suppress(OSError):
-            while True:
-                connection, _ = server.accept()
-                with connection:
-                    connection.recv(65_536)
-                    connection.sendall(answer)
-
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        thread = threading.Thread(target=serve)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.getsockname()[1]}"
-        finally:
-            server.shutdown(socket.SHUT_RDWR)
-            thread.join()
-
-
 @pytest.mark.parametrize(
     "answer",
     [
@@ -524,7 +500,10 @@ def answering(answer: bytes) -> Iterator[str]:
 async def test_a_key_in_an_answer_that_is_no_http_is_not_shown(
     act: Act, module: Any, answer: bytes
 ) -> None:
-    with answering(answer % KEY.encode()) as url, pytest.raises(RerankError) as caught:
+    with (
+        tcp_server(lambda connection: connection.sendall(answer % KEY.encode())) as url,
+        pytest.raises(RerankError) as caught,
+    ):
         await act(module.VLLMRerank(ranker=ranker(url)))
 
     assert not is_shown(written(caught.value))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, TypeGuard, cast
 
@@ -50,8 +49,6 @@ class Hit(NamedTuple):
         return _metadata(self, self.retrieval_score)
 
 
-_pk = attrgetter("pk")
-_relevance = attrgetter("relevance_score")
 Row = Mapping[str, Any]
 
 
@@ -79,10 +76,7 @@ class RowReader:
 
     def scores(self, rows: Iterable[Row]) -> dict[PrimaryKey, float]:
         """Read one query's rows that were fetched without their fields: each key's score."""
-        key = self.primary_key
-        return {
-            row[key] if key in row else _old_key(row, key): float(row["distance"]) for row in rows
-        }
+        return {_key(row, self.primary_key): float(row["distance"]) for row in rows}
 
     def reranked(self, rows: Iterable[Row]) -> list[Hit]:
         """Read one query's rows of a search with a rerank Function, in order.
@@ -91,15 +85,14 @@ class RowReader:
         on the client path, they come last, unscored.
         """
         key = self.primary_key
-        scored, textless = [], []
-        for pk, text, fields, score in self._read(rows):
-            if has_text(text):
-                scored.append(Hit(pk, text, fields, None, score, "milvus", None, key))
-            else:
-                textless.append(Hit(pk, text, fields, None, None, None, NO_TEXT, key))
-        scored.sort(key=_pk)
-        scored.sort(key=_relevance, reverse=True)  # leaves equals in place
-        return scored + sorted(textless, key=_pk)
+        hits = [
+            Hit(pk, text, fields, None, score, "milvus", None, key)
+            if has_text(text)
+            else Hit(pk, text, fields, None, None, None, NO_TEXT, key)
+            for pk, text, fields, score in self._read(rows)
+        ]
+        hits.sort(key=lambda hit: relevance_order(hit.relevance_score, hit.pk))
+        return hits
 
     def _read(
         self, rows: Iterable[Row]
@@ -122,13 +115,13 @@ class RowReader:
             # Scores that were stored with an item, from an earlier retrieval, are not this one's.
             if not SCORE_KEYS.isdisjoint(fields):
                 fields = {name: value for name, value in fields.items() if name not in SCORE_KEYS}
-            pk = fields[key] = row[key] if key in row else _old_key(row, key)
+            pk = fields[key] = _key(row, key)
             yield pk, text, fields, float(row["distance"])
 
 
-def _old_key(row: Row, field: str) -> PrimaryKey:
-    """Read the key of a row from a server before 2.4, which does not name it after its field."""
-    pk = row.get("id")
+def _key(row: Row, field: str) -> PrimaryKey:
+    # Servers before 2.4 answer with the key under "id", later ones under its field's name.
+    pk = row[field] if field in row else row.get("id")
     if pk is None:
         raise SearchError(f"Milvus returned a row without its primary key {field!r}")
     return cast(PrimaryKey, pk)

@@ -22,7 +22,7 @@ from tenacity import (
     wait_exponential,
 )
 
-from milvus_vllm_retrievers.core.deadline import Deadline
+from milvus_vllm_retrievers.core.deadline import NO_DEADLINE, Deadline
 from milvus_vllm_retrievers.core.fork import forget_in_child
 from milvus_vllm_retrievers.core.milvus_errors import explain_error
 from milvus_vllm_retrievers.core.per_loop import PerLoop
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 _FIRST_WITH_SAFE_CLOSE = (2, 6, 10)
 DEFAULT_URI = "http://localhost:19530"
-_NO_DEADLINE = Deadline()
 # gRPC refuses calls at once while it waits to connect anew, by default for up to two minutes:
 # a Milvus that is back would go on being down for us.
 _GRPC_OPTIONS = {"grpc.initial_reconnect_backoff_ms": 100, "grpc.max_reconnect_backoff_ms": 1000}
@@ -203,7 +202,7 @@ class MilvusConnection:
         )
         return cls(settings, client=arguments.client, async_client=arguments.async_client)
 
-    def client(self, deadline: Deadline = _NO_DEADLINE) -> MilvusClient:
+    def client(self, deadline: Deadline = NO_DEADLINE) -> MilvusClient:
         """Return the blocking client.
 
         Args:
