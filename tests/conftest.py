@@ -11,7 +11,7 @@ import pytest
 from langchain_core.documents import Document
 from pymilvus import MilvusClient
 
-from milvus_vllm_retrievers.core import service
+from milvus_vllm_retrievers._core import cool_down as service
 from tests.fakes import Clock, FakeVLLM, running_fake_vllm
 from tests.milvus26 import running_milvus26
 

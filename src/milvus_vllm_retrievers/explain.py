@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from milvus_vllm_retrievers.core.adapter import MilvusVLLMAdapter
-from milvus_vllm_retrievers.core.hits import Hit, RerankedBy
-from milvus_vllm_retrievers.core.query import Query, SearchOptions
+from milvus_vllm_retrievers._core.adapter import MilvusVLLMAdapter
+from milvus_vllm_retrievers._core.hits import Hit, RerankedBy
+from milvus_vllm_retrievers._core.query import Query, SearchOptions
 from milvus_vllm_retrievers.errors import excerpt
 
 if TYPE_CHECKING:

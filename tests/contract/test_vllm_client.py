@@ -21,9 +21,9 @@ from milvus_vllm_retrievers import (
     RerankTimeoutError,
     VLLMRanker,
 )
-from milvus_vllm_retrievers.core import vllm
-from milvus_vllm_retrievers.core.deadline import Deadline
-from milvus_vllm_retrievers.core.vllm import VLLMClient
+from milvus_vllm_retrievers._core import services as vllm
+from milvus_vllm_retrievers._core.deadline import Deadline
+from milvus_vllm_retrievers._core.services import VLLMClient
 from tests.fakes import FakeVLLM, Reply, tcp_server
 
 SECRET = "sk-a-secret"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from pymilvus import MilvusClient
 
-from milvus_vllm_retrievers.core import vllm
+from milvus_vllm_retrievers._core import services as vllm
 from tests.corpus import create_collection
 from tests.fakes import FakeVLLM, running_fake_vllm
 from tests.faults.callers import FRONT_ENDS, HOWS, TEXTS, FrontEnd, How

@@ -19,7 +19,7 @@ from milvus_vllm_retrievers import (
     VLLMRanker,
     langchain,
 )
-from milvus_vllm_retrievers.core import vllm
+from milvus_vllm_retrievers._core import services as vllm
 from tests.fakes import FakeVLLM, LetterEmbeddings, Received, Reply
 from tests.faults.callers import MARGIN, FrontEnd, Got, How, K, at_once, check, got
 from tests.faults.servers import Listener, silent

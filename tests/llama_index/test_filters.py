@@ -19,10 +19,10 @@ from llama_index.core.vector_stores.types import (
 from llama_index.core.vector_stores.utils import build_metadata_filter_fn
 from pymilvus import DataType, MilvusClient
 
-from milvus_vllm_retrievers.core.collection import CollectionLayout
-from milvus_vllm_retrievers.core.filters import checked_expr, literal
+from milvus_vllm_retrievers._core.expressions import checked_expr, literal
+from milvus_vllm_retrievers._core.layout import CollectionLayout
 from milvus_vllm_retrievers.errors import ConfigurationError
-from milvus_vllm_retrievers.llama_filters import to_expr
+from milvus_vllm_retrievers.llama_index._filters import to_expr
 
 Op = FilterOperator
 AND, OR, NOT = FilterCondition.AND, FilterCondition.OR, FilterCondition.NOT

@@ -20,7 +20,7 @@ from typing import Any
 from langchain_core.documents import Document
 
 from milvus_vllm_retrievers import MilvusVLLMError, VLLMRanker
-from milvus_vllm_retrievers.core.service import CoolDown
+from milvus_vllm_retrievers._core.cool_down import CoolDown
 from milvus_vllm_retrievers.langchain import MilvusVLLMRetriever, VLLMRerank
 from tests.corpus import TEXTS
 from tests.fakes import LetterEmbeddings

@@ -39,7 +39,7 @@ def leak_by_logged_error():
     try:
         raise ValueError("sk-logged")
     except ValueError:
-        logging.getLogger("milvus_vllm_retrievers.core").info("it failed", exc_info=True)
+        logging.getLogger("milvus_vllm_retrievers._core").info("it failed", exc_info=True)
 
 def leak_by_output():
     print("the password is pa55word")

@@ -30,8 +30,8 @@ from pymilvus import AsyncMilvusClient, DataType, MilvusClient, MilvusException
 
 from milvus_vllm_retrievers import ConfigurationError, SearchError, VLLMRanker, langchain
 from milvus_vllm_retrievers import llama_index as li
-from milvus_vllm_retrievers.core.filters import all_of, checked_expr, literal
-from milvus_vllm_retrievers.core.query import SearchOptions
+from milvus_vllm_retrievers._core.expressions import all_of, checked_expr, literal
+from milvus_vllm_retrievers._core.query import SearchOptions
 from tests.fakes import FakeVLLM, LetterEmbeddings
 from tests.trust import hostile
 

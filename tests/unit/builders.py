@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from milvus_vllm_retrievers.core.collection import CollectionLayout, FieldType
+from milvus_vllm_retrievers._core.layout import CollectionLayout, FieldType
 
 BM25, TEXT_EMBEDDING, RERANK = 1, 2, 3
 

@@ -8,8 +8,8 @@ import pytest
 from pymilvus import DataType
 
 from milvus_vllm_retrievers import ConfigurationError
-from milvus_vllm_retrievers.core.collection import FieldType, ScalarField, VectorField
-from milvus_vllm_retrievers.core.query import Encoder, Encoders, Item, sparse_encoder
+from milvus_vllm_retrievers._core.layout import FieldType, ScalarField, VectorField
+from milvus_vllm_retrievers._core.query import Encoder, Encoders, Item, sparse_encoder
 from tests.unit.builders import (
     BM25,
     DENSE,

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from milvus_vllm_retrievers.core.deadline import Deadline
+from milvus_vllm_retrievers._core.deadline import Deadline
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from milvus_vllm_retrievers import ConfigurationError
-from milvus_vllm_retrievers.core.filters import all_of, checked_expr
+from milvus_vllm_retrievers._core.expressions import all_of, checked_expr
 
 
 @pytest.mark.parametrize(

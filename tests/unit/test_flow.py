@@ -15,16 +15,16 @@ from milvus_vllm_retrievers import (
     SearchError,
     VLLMRanker,
 )
-from milvus_vllm_retrievers.core.deadline import Deadline
-from milvus_vllm_retrievers.core.flow import candidates, reranks_in_milvus, retrieve
-from milvus_vllm_retrievers.core.hits import NO_TEXT, Hit, Ranking, RowReader, as_given
-from milvus_vllm_retrievers.core.query import Encoder, Encoders, Item, Query, SearchOptions
-from milvus_vllm_retrievers.core.rows import rank_rows
-from milvus_vllm_retrievers.core.server import Server
-from milvus_vllm_retrievers.core.service import FAILURES_BEFORE_REST, RerankService
-from milvus_vllm_retrievers.core.steps import CallMilvus, Encode, Flow, Rerank, Together
-from milvus_vllm_retrievers.core.target import Target, TargetSettings, find_target
-from milvus_vllm_retrievers.core.texts import rank_texts, rerank_texts
+from milvus_vllm_retrievers._core.cool_down import FAILURES_BEFORE_REST, RerankService
+from milvus_vllm_retrievers._core.deadline import Deadline
+from milvus_vllm_retrievers._core.hits import NO_TEXT, Hit, Ranking, RowReader, as_given
+from milvus_vllm_retrievers._core.query import Encoder, Encoders, Item, Query, SearchOptions
+from milvus_vllm_retrievers._core.rerank_rows import rank_rows
+from milvus_vllm_retrievers._core.rerank_texts import rank_texts, rerank_texts
+from milvus_vllm_retrievers._core.retrieve import candidates, reranks_in_milvus, retrieve
+from milvus_vllm_retrievers._core.server import Server
+from milvus_vllm_retrievers._core.steps import CallMilvus, Encode, Flow, Rerank, Together
+from milvus_vllm_retrievers._core.target import Target, TargetSettings, find_target
 from tests.unit.builders import (
     DENSE,
     FROM_TEXT,

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from milvus_vllm_retrievers import SearchError
-from milvus_vllm_retrievers.core.hits import (
+from milvus_vllm_retrievers._core.hits import (
     NO_TEXT,
     Hit,
     Ranking,

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milvus_vllm_retrievers.core import idle
-from milvus_vllm_retrievers.core.idle import LONGEST_REST, IdleClients
+from milvus_vllm_retrievers._core import idle
+from milvus_vllm_retrievers._core.idle import LONGEST_REST, IdleClients
 from tests.fakes import Clock
 
 

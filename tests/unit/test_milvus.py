@@ -18,9 +18,9 @@ from milvus_vllm_retrievers import (
     RerankTimeoutError,
     SearchError,
 )
-from milvus_vllm_retrievers.core.milvus import ConnectionSettings, MilvusConnection
-from milvus_vllm_retrievers.core.milvus_errors import explain_error
-from milvus_vllm_retrievers.core.server import Server
+from milvus_vllm_retrievers._core.milvus import ConnectionSettings, MilvusConnection
+from milvus_vllm_retrievers._core.milvus_errors import explain_error
+from milvus_vllm_retrievers._core.server import Server
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from milvus_vllm_retrievers.core.per_loop import PerLoop
+from milvus_vllm_retrievers._core.per_loop import PerLoop
 
 
 class Resource:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from milvus_vllm_retrievers import ConfigurationError
-from milvus_vllm_retrievers.core.query import Query, SearchOptions, sparse_encoder
+from milvus_vllm_retrievers._core.query import Query, SearchOptions, sparse_encoder
 
 QUERIES = [Query("one"), Query("three")]
 

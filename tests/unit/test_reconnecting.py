@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from milvus_vllm_retrievers import SearchError
-from milvus_vllm_retrievers.core.deadline import Deadline
-from milvus_vllm_retrievers.core.drivers import AsyncDriver, SyncDriver
-from milvus_vllm_retrievers.core.milvus import ConnectionSettings, MilvusConnection
-from milvus_vllm_retrievers.core.steps import CallMilvus, Flow
+from milvus_vllm_retrievers._core.deadline import Deadline
+from milvus_vllm_retrievers._core.drivers import AsyncDriver, SyncDriver
+from milvus_vllm_retrievers._core.milvus import ConnectionSettings, MilvusConnection
+from milvus_vllm_retrievers._core.steps import CallMilvus, Flow
 
 GONE = RuntimeError("UNAVAILABLE: connection refused")
 LATE = RuntimeError("DEADLINE_EXCEEDED: too slow")

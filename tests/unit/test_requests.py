@@ -9,9 +9,9 @@ import pytest
 from pymilvus import RRFRanker
 
 from milvus_vllm_retrievers import ConfigurationError, VLLMRanker
-from milvus_vllm_retrievers.core.collection import FieldType, VectorField
-from milvus_vllm_retrievers.core.query import SearchOptions
-from milvus_vllm_retrievers.core.requests import (
+from milvus_vllm_retrievers._core.layout import FieldType, VectorField
+from milvus_vllm_retrievers._core.query import SearchOptions
+from milvus_vllm_retrievers._core.requests import (
     Leg,
     SearchCall,
     candidate_limit,

@@ -13,7 +13,7 @@ from milvus_vllm_retrievers import (
     RerankStatusError,
     VLLMRanker,
 )
-from milvus_vllm_retrievers.core.service import FAILURES_BEFORE_REST, CoolDown, RerankService
+from milvus_vllm_retrievers._core.cool_down import FAILURES_BEFORE_REST, CoolDown, RerankService
 from tests.fakes import Clock
 
 DOWN = RerankConnectionError("vLLM is down")

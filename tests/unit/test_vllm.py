@@ -18,7 +18,7 @@ from milvus_vllm_retrievers import (
     RerankTimeoutError,
     VLLMRanker,
 )
-from milvus_vllm_retrievers.core.vllm import (
+from milvus_vllm_retrievers._core.services import (
     RerankRequest,
     build_request,
     read_scores,

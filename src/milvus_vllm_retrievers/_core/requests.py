@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from milvus_vllm_retrievers.core.collection import CollectionLayout, FieldType, VectorField
-from milvus_vllm_retrievers.core.filters import literal
-from milvus_vllm_retrievers.core.query import MAX_LIMIT, SearchOptions
+from milvus_vllm_retrievers._core.expressions import literal
+from milvus_vllm_retrievers._core.layout import CollectionLayout, FieldType, VectorField
+from milvus_vllm_retrievers._core.query import MAX_LIMIT, SearchOptions
 from milvus_vllm_retrievers.errors import ConfigurationError, MissingDependencyError, did_you_mean
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 from tenacity import AsyncRetrying, Retrying
 
-from milvus_vllm_retrievers.core.deadline import Deadline
-from milvus_vllm_retrievers.core.milvus import MilvusConnection, is_cancelled, reconnecting
-from milvus_vllm_retrievers.core.steps import CallMilvus, Encode, Flow, Rerank, Step, Together
-from milvus_vllm_retrievers.core.vllm import VLLMClient
+from milvus_vllm_retrievers._core.deadline import Deadline
+from milvus_vllm_retrievers._core.milvus import MilvusConnection, is_cancelled, reconnecting
+from milvus_vllm_retrievers._core.services import VLLMClient
+from milvus_vllm_retrievers._core.steps import CallMilvus, Encode, Flow, Rerank, Step, Together
 from milvus_vllm_retrievers.errors import MilvusVLLMError, SearchError
 
 T = TypeVar("T")

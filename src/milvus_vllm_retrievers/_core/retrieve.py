@@ -6,25 +6,25 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from milvus_vllm_retrievers.core import hits as hits_
-from milvus_vllm_retrievers.core import requests
-from milvus_vllm_retrievers.core.calls import (
+from milvus_vllm_retrievers._core import hits as hits_
+from milvus_vllm_retrievers._core import requests
+from milvus_vllm_retrievers._core.cool_down import RerankService
+from milvus_vllm_retrievers._core.deadline import Deadline
+from milvus_vllm_retrievers._core.hits import Hit
+from milvus_vllm_retrievers._core.layout import VectorField
+from milvus_vllm_retrievers._core.milvus_calls import (
     before_fallback,
     call_all,
     call_once,
     meant_in_reranking,
     provider_of,
 )
-from milvus_vllm_retrievers.core.collection import VectorField
-from milvus_vllm_retrievers.core.deadline import Deadline
-from milvus_vllm_retrievers.core.hits import Hit
-from milvus_vllm_retrievers.core.query import Encoder, Query, SearchOptions
-from milvus_vllm_retrievers.core.requests import Leg, SearchCall
-from milvus_vllm_retrievers.core.server import Server
-from milvus_vllm_retrievers.core.service import RerankService
-from milvus_vllm_retrievers.core.steps import Encode, Flow
-from milvus_vllm_retrievers.core.target import Target
-from milvus_vllm_retrievers.core.texts import scores_from_here
+from milvus_vllm_retrievers._core.query import Encoder, Query, SearchOptions
+from milvus_vllm_retrievers._core.requests import Leg, SearchCall
+from milvus_vllm_retrievers._core.rerank_texts import scores_from_here
+from milvus_vllm_retrievers._core.server import Server
+from milvus_vllm_retrievers._core.steps import Encode, Flow
+from milvus_vllm_retrievers._core.target import Target
 from milvus_vllm_retrievers.errors import ConfigurationError, MilvusVLLMError
 from milvus_vllm_retrievers.ranker import VLLMRanker
 

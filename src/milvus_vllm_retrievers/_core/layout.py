@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from milvus_vllm_retrievers.core.filters import dynamic_field, json_path
-from milvus_vllm_retrievers.core.query import Encoder, Encoders, Item
+from milvus_vllm_retrievers._core.expressions import dynamic_field, json_path
+from milvus_vllm_retrievers._core.query import Encoder, Encoders, Item
 from milvus_vllm_retrievers.errors import ConfigurationError, did_you_mean
 
 

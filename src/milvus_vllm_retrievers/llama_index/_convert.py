@@ -11,8 +11,8 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle, QueryType, TextNode
 from llama_index.core.vector_stores.utils import metadata_dict_to_node
 
-from milvus_vllm_retrievers.core.hits import SCORE_KEYS, Hit, rescored, score_among
-from milvus_vllm_retrievers.core.query import (
+from milvus_vllm_retrievers._core.hits import SCORE_KEYS, Hit, rescored, score_among
+from milvus_vllm_retrievers._core.query import (
     Encoder,
     Encoders,
     Query,

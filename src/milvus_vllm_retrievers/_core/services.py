@@ -27,10 +27,10 @@ from tenacity import (
     wait_random,
 )
 
-from milvus_vllm_retrievers.core.deadline import NO_DEADLINE, Deadline
-from milvus_vllm_retrievers.core.fork import forget_in_child
-from milvus_vllm_retrievers.core.idle import LONGEST_REST, IdleClients
-from milvus_vllm_retrievers.core.per_loop import PerLoop
+from milvus_vllm_retrievers._core.deadline import NO_DEADLINE, Deadline
+from milvus_vllm_retrievers._core.fork import forget_in_child
+from milvus_vllm_retrievers._core.idle import LONGEST_REST, IdleClients
+from milvus_vllm_retrievers._core.per_loop import PerLoop
 from milvus_vllm_retrievers.errors import (
     RerankConnectionError,
     RerankResponseError,

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from milvus_vllm_retrievers.core.collection import CollectionLayout, VectorField
-from milvus_vllm_retrievers.core.deadline import Deadline
-from milvus_vllm_retrievers.core.hits import RowReader
-from milvus_vllm_retrievers.core.query import Encoder, Encoders
-from milvus_vllm_retrievers.core.server import Server
-from milvus_vllm_retrievers.core.steps import CallMilvus, Flow
+from milvus_vllm_retrievers._core.deadline import Deadline
+from milvus_vllm_retrievers._core.hits import RowReader
+from milvus_vllm_retrievers._core.layout import CollectionLayout, VectorField
+from milvus_vllm_retrievers._core.query import Encoder, Encoders
+from milvus_vllm_retrievers._core.server import Server
+from milvus_vllm_retrievers._core.steps import CallMilvus, Flow
 
 Searched = tuple[tuple[VectorField, Encoder | None], ...]
 

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
-from milvus_vllm_retrievers.core.filters import all_of, checked_expr
+from milvus_vllm_retrievers._core.expressions import all_of, checked_expr
 from milvus_vllm_retrievers.errors import ConfigurationError, excerpt
 
 DEFAULT_FETCH_K = 50

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from milvus_vllm_retrievers.core import hits as hits_
-from milvus_vllm_retrievers.core import requests
-from milvus_vllm_retrievers.core.calls import (
+from milvus_vllm_retrievers._core import hits as hits_
+from milvus_vllm_retrievers._core import requests
+from milvus_vllm_retrievers._core.cool_down import RerankService
+from milvus_vllm_retrievers._core.deadline import Deadline
+from milvus_vllm_retrievers._core.hits import PrimaryKey, Ranking
+from milvus_vllm_retrievers._core.milvus_calls import (
     before_fallback,
     call_once,
     meant_in_reranking,
     provider_of,
 )
-from milvus_vllm_retrievers.core.deadline import Deadline
-from milvus_vllm_retrievers.core.hits import PrimaryKey, Ranking
-from milvus_vllm_retrievers.core.query import MAX_LIMIT, Item, OnMissing, Query, SearchOptions
-from milvus_vllm_retrievers.core.service import RerankService
-from milvus_vllm_retrievers.core.steps import CallMilvus, Flow
-from milvus_vllm_retrievers.core.target import Target
-from milvus_vllm_retrievers.core.texts import rank_texts
+from milvus_vllm_retrievers._core.query import MAX_LIMIT, Item, OnMissing, Query, SearchOptions
+from milvus_vllm_retrievers._core.rerank_texts import rank_texts
+from milvus_vllm_retrievers._core.steps import CallMilvus, Flow
+from milvus_vllm_retrievers._core.target import Target
 from milvus_vllm_retrievers.errors import ConfigurationError, RerankError, SearchError
 from milvus_vllm_retrievers.ranker import VLLMRanker
 

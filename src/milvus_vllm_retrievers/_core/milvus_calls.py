@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from milvus_vllm_retrievers.core.deadline import Deadline
-from milvus_vllm_retrievers.core.requests import SearchCall
-from milvus_vllm_retrievers.core.server import Server
-from milvus_vllm_retrievers.core.steps import CallMilvus, Flow, Together
-from milvus_vllm_retrievers.core.target import Target
+from milvus_vllm_retrievers._core.deadline import Deadline
+from milvus_vllm_retrievers._core.requests import SearchCall
+from milvus_vllm_retrievers._core.server import Server
+from milvus_vllm_retrievers._core.steps import CallMilvus, Flow, Together
+from milvus_vllm_retrievers._core.target import Target
 from milvus_vllm_retrievers.errors import (
     ConfigurationError,
     MilvusVLLMError,

@@ -22,10 +22,10 @@ from tenacity import (
     wait_exponential,
 )
 
-from milvus_vllm_retrievers.core.deadline import NO_DEADLINE, Deadline
-from milvus_vllm_retrievers.core.fork import forget_in_child
-from milvus_vllm_retrievers.core.milvus_errors import explain_error
-from milvus_vllm_retrievers.core.per_loop import PerLoop
+from milvus_vllm_retrievers._core.deadline import NO_DEADLINE, Deadline
+from milvus_vllm_retrievers._core.fork import forget_in_child
+from milvus_vllm_retrievers._core.milvus_errors import explain_error
+from milvus_vllm_retrievers._core.per_loop import PerLoop
 from milvus_vllm_retrievers.errors import (
     ConfigurationError,
     MilvusVLLMError,

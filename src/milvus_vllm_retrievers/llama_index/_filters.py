@@ -32,8 +32,8 @@ from llama_index.core.vector_stores.types import (
 )
 from pydantic_core import to_jsonable_python
 
-from milvus_vllm_retrievers.core.collection import CollectionLayout, FieldRef, FieldType
-from milvus_vllm_retrievers.core.filters import literal
+from milvus_vllm_retrievers._core.expressions import literal
+from milvus_vllm_retrievers._core.layout import CollectionLayout, FieldRef, FieldType
 from milvus_vllm_retrievers.errors import ConfigurationError
 
 Op = FilterOperator

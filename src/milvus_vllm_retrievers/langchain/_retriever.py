@@ -1,74 +1,31 @@
-"""LangChain: a retriever over Milvus reranked by vLLM, and a document compressor for any documents.
-
-```python
-from milvus_vllm_retrievers.langchain import MilvusVLLMRetriever, VLLMRanker
-
-retriever = MilvusVLLMRetriever("docs", ranker=VLLMRanker("http://localhost:8000"))
-retriever.invoke("how do I rotate the keys?")
-```
-"""
+"""The LangChain retriever."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import (
-    ConfigDict,
-    Field,
-    PositiveFloat,
-    PositiveInt,
-    PrivateAttr,
-    SecretStr,
-    model_validator,
+from langchain_core.callbacks import (
+    AsyncCallbackManagerForRetrieverRun,
+    CallbackManagerForRetrieverRun,
 )
+from langchain_core.documents import Document
+from langchain_core.embeddings import Embeddings
+from langchain_core.retrievers import BaseRetriever
+from langchain_core.runnables import RunnableConfig
+from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, model_validator
 from typing_extensions import Self
 
-from milvus_vllm_retrievers.core.adapter import (
-    Closing,
-    MilvusVLLMAdapter,
-    Reranker,
-    RowReranker,
-    TextReranker,
-)
-from milvus_vllm_retrievers.core.hits import Hit, Ranking, rescored
-from milvus_vllm_retrievers.core.milvus import DEFAULT_URI, MilvusConnection
-from milvus_vllm_retrievers.core.query import (
-    Encoder,
-    Encoders,
-    Item,
-    OnMissing,
-    Query,
-    SearchOptions,
-    encoded_together,
-    sparse_encoder,
-)
-from milvus_vllm_retrievers.core.target import TargetSettings
-from milvus_vllm_retrievers.errors import MissingDependencyError, configuration_errors
+from milvus_vllm_retrievers._core.adapter import Closing, MilvusVLLMAdapter
+from milvus_vllm_retrievers._core.milvus import DEFAULT_URI, MilvusConnection
+from milvus_vllm_retrievers._core.query import Query, SearchOptions
+from milvus_vllm_retrievers._core.stores import langchain_arguments
+from milvus_vllm_retrievers._core.target import TargetSettings
+from milvus_vllm_retrievers.errors import configuration_errors
 from milvus_vllm_retrievers.explain import Explanation, aexplain, explain
-from milvus_vllm_retrievers.ranker import VLLMRanker, ranker_from, server_ranker
-from milvus_vllm_retrievers.stores import langchain_arguments
-
-try:
-    from langchain_core.callbacks import (
-        AsyncCallbackManagerForRetrieverRun,
-        CallbackManagerForRetrieverRun,
-        Callbacks,
-    )
-    from langchain_core.documents import BaseDocumentCompressor, Document
-    from langchain_core.embeddings import Embeddings
-    from langchain_core.retrievers import BaseRetriever
-    from langchain_core.runnables import RunnableConfig
-    from langchain_core.runnables.config import ContextThreadPoolExecutor
-
-    from milvus_vllm_retrievers.langchain_runs import astart_runs, start_runs
-except ImportError as error:
-    raise MissingDependencyError(
-        "milvus_vllm_retrievers.langchain needs langchain-core: "
-        "pip install 'milvus-vllm-retrievers[langchain]'"
-    ) from error
-
-__all__ = ["MilvusVLLMRerank", "MilvusVLLMRetriever", "VLLMRanker", "VLLMRerank"]
+from milvus_vllm_retrievers.langchain._convert import to_document, to_encoders
+from milvus_vllm_retrievers.langchain._runs import astart_runs, start_runs
+from milvus_vllm_retrievers.ranker import VLLMRanker
 
 
 @configuration_errors("collection_name")
@@ -194,7 +151,7 @@ class MilvusVLLMRetriever(Closing, BaseRetriever):
                 text_field=self.text_field,
                 vector_field=self.vector_field,
                 output_fields=self.output_fields,
-                encoders=_encoders(self.embedding, self.sparse_embedding),
+                encoders=to_encoders(self.embedding, self.sparse_embedding),
             ),
             self.ranker,
         )
@@ -216,7 +173,7 @@ class MilvusVLLMRetriever(Closing, BaseRetriever):
         expr_params: Mapping[str, Any] | None = None,
     ) -> list[Document]:
         options = self._options.narrowed(k=k, fetch_k=fetch_k, expr=expr, expr_params=expr_params)
-        return [_document(hit) for hit in self._adapter.retrieve(Query(query), options)]
+        return [to_document(hit) for hit in self._adapter.retrieve(Query(query), options)]
 
     async def _aget_relevant_documents(
         self,
@@ -229,7 +186,7 @@ class MilvusVLLMRetriever(Closing, BaseRetriever):
         expr_params: Mapping[str, Any] | None = None,
     ) -> list[Document]:
         options = self._options.narrowed(k=k, fetch_k=fetch_k, expr=expr, expr_params=expr_params)
-        return [_document(hit) for hit in await self._adapter.aretrieve(Query(query), options)]
+        return [to_document(hit) for hit in await self._adapter.aretrieve(Query(query), options)]
 
     def batch(
         self,
@@ -262,7 +219,7 @@ class MilvusVLLMRetriever(Closing, BaseRetriever):
                 raise
             # Which of the queries failed is found out by asking each alone.
             return super().batch(inputs, config, return_exceptions=True, **kwargs)
-        answers = [[_document(hit) for hit in hits] for hits in found]
+        answers = [[to_document(hit) for hit in hits] for hits in found]
         for run, documents in zip(runs, answers, strict=True):
             run.on_retriever_end(documents)
         return answers
@@ -286,7 +243,7 @@ class MilvusVLLMRetriever(Closing, BaseRetriever):
             if not return_exceptions:
                 raise
             return await super().abatch(inputs, config, return_exceptions=True, **kwargs)
-        answers = [[_document(hit) for hit in hits] for hits in found]
+        answers = [[to_document(hit) for hit in hits] for hits in found]
         for run, documents in zip(runs, answers, strict=True):
             await run.on_retriever_end(documents)
         return answers
@@ -303,169 +260,3 @@ class MilvusVLLMRetriever(Closing, BaseRetriever):
     async def aexplain(self, query: str, **per_call: Any) -> Explanation:
         """Show what reranking does to a query; the async twin of `explain`."""
         return await aexplain(self._adapter, Query(query), self._options.narrowed(**per_call))
-
-
-class _Rerank(Closing, BaseDocumentCompressor):
-    """What both compressors do around the ranking itself."""
-
-    model_config = ConfigDict(
-        extra="forbid", arbitrary_types_allowed=True, hide_input_in_errors=True
-    )
-
-    top_n: PositiveInt | None = None
-
-    _adapter: Reranker = PrivateAttr()
-
-    def compress_documents(
-        self,
-        documents: Sequence[Document],
-        query: str,
-        callbacks: Callbacks | None = None,  # noqa: ARG002 - LangChain's interface
-    ) -> Sequence[Document]:
-        """Return copies of the documents, most relevant first, at most `top_n`."""
-        return self._ranked(documents, self._adapter.rank(Query(query), _items(documents)))
-
-    async def acompress_documents(
-        self,
-        documents: Sequence[Document],
-        query: str,
-        callbacks: Callbacks | None = None,  # noqa: ARG002 - LangChain's interface
-    ) -> Sequence[Document]:
-        """Return copies of the documents, most relevant first, at most `top_n`."""
-        return self._ranked(documents, await self._adapter.arank(Query(query), _items(documents)))
-
-    def _ranked(self, documents: Sequence[Document], rankings: Sequence[Ranking]) -> list[Document]:
-        return [_ranked_copy(documents[r.index], r) for r in rankings[: self.top_n]]
-
-
-@configuration_errors("ranker")
-class VLLMRerank(_Rerank):
-    """Reranks any Documents straight against vLLM, best first.
-
-    For use in a ContextualCompressionRetriever or by itself. The Documents that were given stay
-    as they are; copies come back with ``relevance_score`` and ``reranked_by`` in their metadata.
-    Equal scores keep the given order.
-
-    Args:
-        ranker: How documents are reranked. In place of it, name `endpoint` and `model`.
-        endpoint: vLLM's base URL, such as ``http://localhost:8000``.
-        model: The served model's name; None is the server's only one.
-        top_n: Documents to return; None is all.
-        timeout: Seconds for one call with all its tries; None (default) leaves it to the
-            ranker's `timeout` of each try.
-
-    Raises:
-        ConfigurationError: Neither or both of `ranker` and `endpoint` are given, or an argument
-            is unknown or out of range.
-        RerankError: Reranking failed and the ranker's `on_error` is not ``"skip"`` (on a call).
-    """
-
-    ranker: VLLMRanker | None = None
-    endpoint: str | None = None
-    model: str | None = None
-    timeout: PositiveFloat | None = None
-
-    @model_validator(mode="after")
-    def _build(self) -> Self:
-        ranker = ranker_from(self.ranker, self.endpoint, self.model)
-        self._adapter = TextReranker(ranker, self.timeout)
-        return self
-
-
-@configuration_errors("collection_name")
-class MilvusVLLMRerank(_Rerank):
-    """Has Milvus rerank Documents by primary key: no text travels, vLLM need not be in reach.
-
-    The Documents must be rows of the collection: their id, or the primary key in their metadata,
-    names the row, and the row's stored text is what is scored. Ties are by primary key.
-
-    Args:
-        collection_name: The collection the documents came from. It needs a dense vector field.
-        ranker: How Milvus reranks; its mode must not be ``"client"``.
-        uri: Milvus's address, or the path of a Milvus Lite file.
-        token: ``user:password`` or an api key of Milvus.
-        db_name: Database; empty is the default one.
-        connection_args: Further arguments of pymilvus's client, such as TLS files.
-        client: A pymilvus MilvusClient to use in place of `uri`; it is never closed.
-        async_client: An AsyncMilvusClient to use in the event loop it belongs to.
-        text_field: The VARCHAR field that is reranked.
-        partition_names: Partitions to look in; None is all.
-        consistency_level: Such as ``"Strong"``; None is the collection's own.
-        search_params: Parameters of the index. An approximate one that does not return every
-            row needs some that have it look everywhere, such as ``{"nprobe": nlist}`` for IVF.
-        timeout: Seconds for one call as a whole; None waits without limit.
-        top_n: Documents to return; None is all.
-        on_missing: Documents without a row ``"raise"`` (default), or are returned last, marked
-            by ``rerank_error`` in their metadata: ``"keep"``.
-
-    Raises:
-        ConfigurationError: An argument is unknown or out of range, or the collection or the
-            server cannot do it.
-        SearchError: Milvus did not answer, or a document has no row (on a call).
-        RerankError: Reranking failed and the ranker's `on_error` does not cover it (on a call).
-    """
-
-    collection_name: str = Field(min_length=1)
-    ranker: VLLMRanker
-    uri: str = Field(default=DEFAULT_URI, exclude=True, repr=False)
-    token: SecretStr = Field(default=SecretStr(""), exclude=True)
-    db_name: str = ""
-    connection_args: Mapping[str, Any] = Field(default_factory=dict, exclude=True, repr=False)
-    client: Any = Field(default=None, exclude=True, repr=False)
-    async_client: Any = Field(default=None, exclude=True, repr=False)
-    text_field: str | None = None
-    partition_names: Sequence[str] | None = None
-    consistency_level: str | int | None = None
-    search_params: Mapping[str, Any] | None = None
-    timeout: float | None = None
-    on_missing: OnMissing = "raise"
-
-    @model_validator(mode="after")
-    def _build(self) -> Self:
-        server_ranker(self.ranker)
-        self._adapter = RowReranker.of(self)
-        return self
-
-
-def _items(documents: Sequence[Document]) -> list[Item]:
-    return [Item(text=d.page_content, id=d.id, metadata=d.metadata) for d in documents]
-
-
-def _document(hit: Hit) -> Document:
-    metadata = {**hit.fields, **hit.scores()}
-    # LlamaIndex stores a whole node in here, beside the metadata that it also stores flat.
-    metadata.pop("_node_content", None)
-    metadata.pop("_node_type", None)
-    return Document(id=str(hit.pk), page_content=hit.text or "", metadata=metadata)
-
-
-def _ranked_copy(document: Document, ranking: Ranking) -> Document:
-    metadata = rescored(document.metadata, ranking.scores())
-    return document.model_copy(update={"metadata": metadata})
-
-
-def _encoders(embedding: Embeddings | Mapping[str, Any] | None, sparse_embedding: Any) -> Encoders:
-    by_field = embedding if isinstance(embedding, Mapping) else {}
-    return Encoders(
-        dense=_encoder(embedding) if isinstance(embedding, Embeddings) else None,
-        sparse=None if sparse_embedding is None else sparse_encoder(sparse_embedding),
-        by_field={name: _encoder(model) for name, model in by_field.items()},
-    )
-
-
-def _encoder(embedding: Any) -> Encoder:
-    if not isinstance(embedding, Embeddings):
-        return sparse_encoder(embedding)
-
-    def encode(queries: Sequence[Query]) -> list[list[float]]:
-        texts = [query.text for query in queries]
-        if len(texts) == 1:
-            return [embedding.embed_query(texts[0])]
-        # In as many threads as LangChain's own `batch` would call `invoke` in.
-        with ContextThreadPoolExecutor() as threads:
-            return list(threads.map(embedding.embed_query, texts))
-
-    async def aencode(queries: Sequence[Query]) -> list[list[float]]:
-        return await encoded_together([embedding.aembed_query(query.text) for query in queries])
-
-    return Encoder(encode, aencode)

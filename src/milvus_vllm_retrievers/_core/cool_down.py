@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from milvus_vllm_retrievers.core.fork import forget_in_child
+from milvus_vllm_retrievers._core.fork import forget_in_child
 from milvus_vllm_retrievers.errors import MilvusVLLMError, RerankError, RerankStatusError
 from milvus_vllm_retrievers.ranker import VLLMRanker
 

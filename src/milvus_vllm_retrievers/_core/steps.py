@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from milvus_vllm_retrievers.core.deadline import Deadline
-from milvus_vllm_retrievers.core.query import Encoder, Query
+from milvus_vllm_retrievers._core.deadline import Deadline
+from milvus_vllm_retrievers._core.query import Encoder, Query
 
 T = TypeVar("T")
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from milvus_vllm_retrievers.core import hits as hits_
-from milvus_vllm_retrievers.core.deadline import Deadline
-from milvus_vllm_retrievers.core.hits import Ranking
-from milvus_vllm_retrievers.core.query import Query
-from milvus_vllm_retrievers.core.service import RerankService
-from milvus_vllm_retrievers.core.steps import Flow, Rerank, Together
+from milvus_vllm_retrievers._core import hits as hits_
+from milvus_vllm_retrievers._core.cool_down import RerankService
+from milvus_vllm_retrievers._core.deadline import Deadline
+from milvus_vllm_retrievers._core.hits import Ranking
+from milvus_vllm_retrievers._core.query import Query
+from milvus_vllm_retrievers._core.steps import Flow, Rerank, Together
 from milvus_vllm_retrievers.errors import MilvusVLLMError
 from milvus_vllm_retrievers.ranker import VLLMRanker
 

@@ -7,18 +7,18 @@ from typing import Any, Protocol
 
 from typing_extensions import Self
 
-from milvus_vllm_retrievers.core.deadline import Deadline
-from milvus_vllm_retrievers.core.drivers import AsyncDriver, SyncDriver
-from milvus_vllm_retrievers.core.flow import candidates, retrieve
-from milvus_vllm_retrievers.core.hits import Hit, Ranking
-from milvus_vllm_retrievers.core.milvus import ConnectionArguments, MilvusConnection
-from milvus_vllm_retrievers.core.query import Item, OnMissing, Query, SearchOptions
-from milvus_vllm_retrievers.core.rows import rank_rows
-from milvus_vllm_retrievers.core.service import RerankService, logger
-from milvus_vllm_retrievers.core.steps import Flow
-from milvus_vllm_retrievers.core.target import Target, TargetSettings, find_target
-from milvus_vllm_retrievers.core.texts import rank_texts
-from milvus_vllm_retrievers.core.vllm import VLLMClient
+from milvus_vllm_retrievers._core.cool_down import RerankService, logger
+from milvus_vllm_retrievers._core.deadline import Deadline
+from milvus_vllm_retrievers._core.drivers import AsyncDriver, SyncDriver
+from milvus_vllm_retrievers._core.hits import Hit, Ranking
+from milvus_vllm_retrievers._core.milvus import ConnectionArguments, MilvusConnection
+from milvus_vllm_retrievers._core.query import Item, OnMissing, Query, SearchOptions
+from milvus_vllm_retrievers._core.rerank_rows import rank_rows
+from milvus_vllm_retrievers._core.rerank_texts import rank_texts
+from milvus_vllm_retrievers._core.retrieve import candidates, retrieve
+from milvus_vllm_retrievers._core.services import VLLMClient
+from milvus_vllm_retrievers._core.steps import Flow
+from milvus_vllm_retrievers._core.target import Target, TargetSettings, find_target
 from milvus_vllm_retrievers.errors import ConfigurationError, SearchError
 from milvus_vllm_retrievers.ranker import VLLMRanker
 
