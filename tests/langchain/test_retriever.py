@@ -154,16 +154,16 @@ async def test_keys_of_either_type_under_any_name_become_the_documents_id(
 
 @pytest.mark.parametrize("k", [1, 2, 3, 4])
 async def test_texts_that_are_null_or_empty_come_last_unscored_on_both_paths(
-    milvus26: MilvusClient, milvus26_uri: str, fake_vllm: FakeVLLM, ask: Ask, k: int
+    milvus30: MilvusClient, milvus30_uri: str, fake_vllm: FakeVLLM, ask: Ask, k: int
 ) -> None:
     fake_vllm.score = lambda query, document: -float(len(document))  # "" would be the best
     texts = ["", "a longer text", None, "some text"]
-    create_collection(milvus26, "nulls", texts=texts, nullable=True, bm25=False)
+    create_collection(milvus30, "nulls", texts=texts, nullable=True, bm25=False)
 
     for mode in ("server", "client"):
         retriever = MilvusVLLMRetriever(
             collection_name="nulls",
-            uri=milvus26_uri,
+            uri=milvus30_uri,
             embedding=LetterEmbeddings(),
             ranker=VLLMRanker(fake_vllm.url, mode=mode),
             k=k,
