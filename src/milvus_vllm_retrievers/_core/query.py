@@ -105,13 +105,13 @@ def sparse_encoder(source: Any) -> Encoder:
     amany = getattr(source, "async_encode_queries", None)
 
     def encode(query: Query) -> SparseVector:
-        return next(iter(many([query.text]))) if many is not None else one(query.text)
+        return next(iter(many([query.text]))) if many is not None else one(query.text)  # type: ignore[no-any-return]
 
     async def aencode(query: Query) -> SparseVector:
         if amany is not None:
             return next(iter(await amany([query.text])))
         if aone is not None:
-            return await aone(query.text)
+            return await aone(query.text)  # type: ignore[no-any-return]
         return await asyncio.to_thread(encode, query)
 
     return Encoder(encode, aencode)
