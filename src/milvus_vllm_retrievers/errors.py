@@ -170,7 +170,7 @@ def _describe(cls: type[Any], error: ValidationError) -> str:
         if problem["type"] in {"extra_forbidden", "unexpected_keyword_argument"}:
             lines.append(f"unknown argument {name!r}{did_you_mean(name, known)}")
         elif problem["type"] == "unexpected_positional_argument":
-            lines.append(f"argument {name!r} must be given by name")
+            lines.append(f"what follows {known[0]!r} must be given by name, such as model=...")
         elif problem["type"] in {"missing", "missing_argument"}:
             lines.append(f"argument {name!r} is required")
         else:
