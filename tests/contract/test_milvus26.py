@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import socket
+import ssl
 import threading
 from contextlib import contextmanager, suppress
+from http.client import IncompleteRead, RemoteDisconnected
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import pytest
 from pymilvus import AnnSearchRequest, DataType, Function, FunctionType, MilvusClient
 from pymilvus.exceptions import MilvusException
 
+from tests.fakes import Reply, running_fake_vllm
 from tests.milvus26 import running_milvus26
+from tests.milvus26.vllm_provider import in_gos_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -350,8 +356,46 @@ def test_a_batch_that_fails_fails_the_whole_search(milvus, vllm):
 def test_a_refused_connection_fails_the_search(milvus):
     endpoint = f"http://127.0.0.1:{closed_port()}"
     message = refusal(lambda: search(milvus, ranker(endpoint)))
-    assert "call service failed" in message
-    assert "refused" in message
+    address = endpoint.removeprefix("http://")
+    assert (
+        f'call service failed, errs:[Post "{endpoint}/rerank": dial tcp {address}: connect: '
+        "connection refused]" in message
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (socket.gaierror(-2, "Name or service not known"), "dial tcp: lookup vllm on"),
+        (OSError(errno.EHOSTUNREACH, "No route to host"), "vllm:8000: connect: no route to host"),
+        (OSError(errno.ENETUNREACH, "Network is unreachable"), "connect: network is unreachable"),
+        (ConnectionResetError(errno.ECONNRESET, "reset"), "connection reset by peer"),
+        (RemoteDisconnected("closed"), "EOF"),
+        (IncompleteRead(b"", 5), "unexpected EOF"),
+        (
+            ssl.SSLError(1, "wrong version number"),
+            "http: server gave HTTP response to HTTPS client",
+        ),
+        (ssl.SSLCertVerificationError(1, "self-signed"), "tls: failed to verify certificate"),
+        (TimeoutError("timed out"), "context deadline exceeded"),
+    ],
+)
+def test_a_broken_exchange_is_told_in_the_words_of_go(error, words):
+    assert words in in_gos_words(error, urlsplit("http://vllm:8000/rerank"))
+
+
+@pytest.mark.parametrize(("status", "is_asked"), [(307, True), (308, True), (302, False)])
+def test_a_redirect_is_followed_and_some_lose_the_method_and_the_body(milvus, status, is_asked):
+    with running_fake_vllm() as fake:
+        fake.replies = [Reply(status, b"", {"location": "/rerank/"})] * 3
+        if is_asked:
+            del fake.replies[1:]
+            assert len(search(milvus, ranker(fake.url))[0]) == 3
+        else:  # the fake answers no GET
+            assert "501" in refusal(lambda: search(milvus, ranker(fake.url)))
+        assert {request.path for request in fake.received} == (
+            {"/rerank", "/rerank/"} if is_asked else {"/rerank"}
+        )
 
 
 def test_a_time_limit_of_the_function_ends_the_tries(milvus, vllm):
