@@ -105,7 +105,7 @@ def sparse_encoder(source: Any) -> Encoder:
     amany = getattr(source, "async_encode_queries", None)
 
     def encode(query: Query) -> SparseVector:
-        return next(iter(many([query.text]))) if many is not None else one(query.text)  # type: ignore[no-any-return]
+        return next(iter(many([query.text]))) if many is not None else one(query.text)
 
     async def aencode(query: Query) -> SparseVector:
         if amany is not None:
