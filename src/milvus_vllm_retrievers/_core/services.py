@@ -195,7 +195,7 @@ def _other_answer(answer: Answer, request: RerankRequest, wanted: str) -> Rerank
     content_type = answer.shown(answer.headers.get("content-type", "no content type"))
     return RerankResponseError(
         f"{request.url} answered with something other than {wanted} "
-        f"({content_type}: {answer.shown(answer.text)!r}): is {request.endpoint} vLLM's base URL?"
+        f"({content_type}: {answer.shown(answer.text)!r}): is it vLLM's base URL?"
     )
 
 
