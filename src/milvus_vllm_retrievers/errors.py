@@ -27,7 +27,9 @@ class MissingDependencyError(MilvusVLLMError, ImportError):
     """An optional package is not installed; the message names the extra that brings it."""
 
 
-SearchFailure = Literal["not_loaded", "disconnected", "closed", "timeout", "rerank_timeout"]
+SearchFailure = Literal[
+    "not_loaded", "disconnected", "closed", "timeout", "rerank_timeout", "too_large"
+]
 
 
 class SearchError(MilvusVLLMError):
@@ -36,8 +38,8 @@ class SearchError(MilvusVLLMError):
     Attributes:
         reason: What kind of failure it was, where that is known: the collection is
             ``"not_loaded"``, Milvus is ``"disconnected"``, the client was ``"closed"``, the call's
-            ``"timeout"`` is over, or Milvus gave up waiting within itself, as it does for a rerank
-            service (``"rerank_timeout"``).
+            ``"timeout"`` is over, Milvus gave up waiting within itself, as it does for a rerank
+            service (``"rerank_timeout"``), or the answer or request is ``"too_large"``.
     """
 
     def __init__(self, message: str, *, reason: SearchFailure | None = None) -> None:
