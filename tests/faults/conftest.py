@@ -58,7 +58,7 @@ def _no_certificates(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep no pause between tries but what a server asks for."""
-    monkeypatch.setattr(vllm, "_backoff", lambda state: 0.0)
+    monkeypatch.setattr(vllm, "_backoff", lambda attempt: 0.0)
 
 
 @pytest.fixture(scope="session")
