@@ -7,11 +7,12 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from milvus_vllm_retrievers._core.adapter import MilvusVLLMAdapter
 from milvus_vllm_retrievers._core.hits import Hit, RerankedBy
 from milvus_vllm_retrievers._core.query import Query, SearchOptions
+from milvus_vllm_retrievers._core.target import Plan
 from milvus_vllm_retrievers.errors import excerpt
 
 if TYPE_CHECKING:
@@ -23,21 +24,6 @@ _TEXT_COLUMNS = 60
 _HEADINGS = ("rank", "before", "relevance", "retrieval", "id", "text")
 _PLAIN = 10_000  # from here on a score is shown with an exponent, so that columns hold it
 _WIDTHS = (4, 6, 10, 10)  # of the numbers
-
-
-class _Plan(Protocol):
-    """How a query is served: what is searched, what is reranked, by whom, and why."""
-
-    @property
-    def collection(self) -> str: ...
-    @property
-    def text_field(self) -> str: ...
-    @property
-    def text_field_why(self) -> str: ...
-    @property
-    def vector_fields(self) -> Sequence[tuple[str, str]]: ...
-    @property
-    def why(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +63,7 @@ class Explanation:
     candidates: int
     reranked_by: RerankedBy | None
     hits: tuple[ExplainedHit, ...]
-    plan: _Plan | None = None
+    plan: Plan | None = None
 
     def __str__(self) -> str:
         heading = [textwrap.fill(line, _COLUMNS) for line in self._heading()]
@@ -165,19 +151,15 @@ def _cut(text: str, columns: int) -> str:
 
 def explain(adapter: MilvusVLLMAdapter, query: Query, options: SearchOptions) -> Explanation:
     """Retrieve with and without the ranker, and compare."""
-    before, after, _ = adapter.explained(query, options)
-    return _compare(query, before, after)
+    return _compare(query, *adapter.explained(query, options))
 
 
 async def aexplain(adapter: MilvusVLLMAdapter, query: Query, options: SearchOptions) -> Explanation:
     """Retrieve with and without the ranker, and compare; the async twin of `explain`."""
-    before, after, _ = await adapter.aexplained(query, options)
-    return _compare(query, before, after)
+    return _compare(query, *await adapter.aexplained(query, options))
 
 
-def _compare(
-    query: Query, before: Sequence[Hit], after: Sequence[Hit], plan: _Plan | None = None
-) -> Explanation:
+def _compare(query: Query, before: Sequence[Hit], after: Sequence[Hit], plan: Plan) -> Explanation:
     places = {hit.pk: (rank, hit) for rank, hit in enumerate(before, start=1)}
     rows = []
     for rank, hit in enumerate(after, start=1):
