@@ -312,8 +312,9 @@ class MilvusVLLMAdapter:
         elif time.monotonic() - self._looked_at > LOOK_AGAIN_AFTER:
             target = yield from self._looked_at_again(target, deadline)
         options = options.resolved(target.layout)
-        spelled = target.spelled(options.expr)
-        return target, options if spelled == options.expr else replace(options, expr=spelled)
+        if options.expr:
+            options = replace(options, expr=target.spelled(options.expr))
+        return target, options
 
     def _found(self, deadline: Deadline) -> Flow[Target]:
         description = yield from describe(self._settings.collection_name, deadline)

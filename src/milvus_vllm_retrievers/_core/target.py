@@ -84,9 +84,9 @@ class Target:
             )
         return self.searched[embedded]
 
-    def spelled(self, expr: str | None) -> str | None:
+    def spelled(self, expr: str) -> str:
         """Return an expression as the server reads it right."""
-        return expr if expr is None or self.server.is_lite else for_milvus(expr)
+        return expr if self.server.is_lite else for_milvus(expr)
 
     def facts(self, served: Sequence[str] | None) -> Facts:
         """Return what the route depends on, given the models that are served."""
