@@ -16,7 +16,6 @@ from milvus_vllm_retrievers._core.query import (
     Encoder,
     Encoders,
     Query,
-    encoded_together,
     sparse_encoder,
 )
 from milvus_vllm_retrievers.errors import ConfigurationError
@@ -140,12 +139,10 @@ def _dense_encoder(model: Any) -> Encoder:
     def texts(query: Query) -> list[str]:
         return list(query.embedding_texts) or [query.text]
 
-    def encode(queries: Sequence[Query]) -> list[list[float]]:
-        return [model.get_agg_embedding_from_queries(texts(query)) for query in queries]
+    def encode(query: Query) -> list[float]:
+        return model.get_agg_embedding_from_queries(texts(query))
 
-    async def aencode(queries: Sequence[Query]) -> list[list[float]]:
-        return await encoded_together(
-            [model.aget_agg_embedding_from_queries(texts(query)) for query in queries]
-        )
+    async def aencode(query: Query) -> list[float]:
+        return await model.aget_agg_embedding_from_queries(texts(query))
 
     return Encoder(encode, aencode)

@@ -118,7 +118,7 @@ class MilvusVLLMRetriever(Closing, BaseRetriever):
         consistency_level: str | int | None = None,
         search_params: Mapping[str, Any] | None = None,
         score_threshold: float | None = None,
-        timeout: float | None = None,
+        timeout: float | None = 60.0,
         callback_manager: CallbackManager | None = None,
         object_map: dict[str, Any] | None = None,
         verbose: bool = False,
@@ -135,6 +135,7 @@ class MilvusVLLMRetriever(Closing, BaseRetriever):
             k=similarity_top_k,
             fetch_k=fetch_k,
             expr=expr,
+            wheres=() if filters is None else (partial(to_expr, filters),),
             expr_params=expr_params,
             partition_names=partition_names,
             consistency_level=consistency_level,
@@ -154,7 +155,6 @@ class MilvusVLLMRetriever(Closing, BaseRetriever):
                 vector_field=vector_field,
                 output_fields=output_fields,
                 encoders=to_encoders(embed_model, sparse_embedding),
-                where=None if filters is None else partial(to_expr, filters),
             ),
             ranker,
         )
@@ -228,6 +228,9 @@ class MilvusVLLMRetriever(Closing, BaseRetriever):
         bundles = [to_bundle(query) for query in queries]
         with self._retrievals(bundles) as answers:
             found = self._adapter.retrieve_many([to_query(b) for b in bundles], self._options)
+            for outcome in found:
+                if isinstance(outcome, Exception):
+                    raise outcome
             for bundle, hits in zip(bundles, found, strict=True):
                 nodes = [to_node(hit) for hit in hits]
                 answers.append(self._handle_recursive_retrieval(bundle, nodes))
@@ -239,6 +242,9 @@ class MilvusVLLMRetriever(Closing, BaseRetriever):
         with self._retrievals(bundles) as answers:
             asked = [to_query(bundle) for bundle in bundles]
             found = await self._adapter.aretrieve_many(asked, self._options)
+            for outcome in found:
+                if isinstance(outcome, Exception):
+                    raise outcome
             for bundle, hits in zip(bundles, found, strict=True):
                 nodes = [to_node(hit) for hit in hits]
                 answers.append(await self._ahandle_recursive_retrieval(bundle, nodes))
