@@ -141,7 +141,7 @@ async def mine(server: Server) -> AsyncIterator[langchain.MilvusVLLMRetriever]:
 
 
 def lang(uri: str, collection: str = ROWS, **arguments: Any) -> langchain.MilvusVLLMRetriever:
-    given = {"uri": uri, "expr": OWN, "k": 100, "embedding": LetterEmbeddings()}
+    given = {"uri": uri, "expr": OWN, "k": 100, "embedding": LetterEmbeddings(), "ranker": None}
     return langchain.MilvusVLLMRetriever(collection_name=collection, **{**given, **arguments})
 
 
