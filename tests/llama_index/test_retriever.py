@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -358,7 +358,12 @@ STORED: list[BaseNode] = [
 @pytest.fixture(scope="module")
 def store(milvus26: MilvusClient) -> str:
     """A collection as llama-index-vector-stores-milvus makes and fills it."""
-    milvus26.drop_collection(STORE)
+    fill_store(milvus26, STORE, STORED)
+    return STORE
+
+
+def fill_store(milvus26: MilvusClient, name: str, nodes: Sequence[BaseNode]) -> None:
+    milvus26.drop_collection(name)
     schema = milvus26.create_schema(enable_dynamic_field=True)
     schema.add_field("id", DataType.VARCHAR, max_length=65_535, is_primary=True)
     schema.add_field("doc_id", DataType.VARCHAR, max_length=65_535)
@@ -367,10 +372,10 @@ def store(milvus26: MilvusClient) -> str:
     indexes = milvus26.prepare_index_params()
     indexes.add_index("embedding", index_type="FLAT", metric_type="IP")
     milvus26.create_collection(
-        STORE, schema=schema, index_params=indexes, consistency_level="Strong"
+        name, schema=schema, index_params=indexes, consistency_level="Strong"
     )
     milvus26.insert(
-        STORE,
+        name,
         [
             {
                 **node_to_metadata_dict(node, remove_text=True),
@@ -378,10 +383,9 @@ def store(milvus26: MilvusClient) -> str:
                 "text": node.get_content(),
                 "embedding": LetterEmbeddings().embed_query(node.get_content()),
             }
-            for node in STORED
+            for node in nodes
         ],
     )
-    return STORE
 
 
 @pytest.fixture
@@ -412,6 +416,49 @@ async def test_what_a_stored_node_hides_stays_hidden_and_its_own_metadata_is_all
 
     assert found.node.get_content(MetadataMode.LLM) == "page: 7\n\nWhales sing."
     assert not {"id", "doc_id", "_node_content", "_node_type"} & set(found.metadata)
+
+
+OWN_SCORES = {"relevance_score": 0.9, "reranked_by": "an editor", "page": 7}
+
+
+@pytest.mark.parametrize("ranked", [True, False])
+@pytest.mark.parametrize("written_by", ["LlamaIndex", "others"])
+async def test_own_metadata_with_the_names_of_scores_comes_back_as_stored(
+    milvus26: MilvusClient,
+    milvus26_uri: str,
+    fake_vllm: FakeVLLM,
+    retrieve: Retrieve,
+    written_by: str,
+    ranked: bool,
+) -> None:
+    if written_by == "LlamaIndex":
+        node = TextNode(
+            id_="1",
+            text="Whales sing.",
+            metadata=OWN_SCORES,
+            excluded_llm_metadata_keys=["reranked_by"],
+        )
+        fill_store(milvus26, "own_scores", [node])
+    else:
+        create_collection(milvus26, "own_scores", texts=[], dense=0)
+        milvus26.insert("own_scores", [{"pk": 1, "document": "Whales sing.", **OWN_SCORES}])
+    retriever = MilvusVLLMRetriever(
+        "own_scores",
+        VLLMRanker(fake_vllm.url) if ranked else None,
+        uri=milvus26_uri,
+        embed_model=LetterModel(),
+    )
+
+    (found,) = await retrieve(retriever, "whales")
+
+    assert found.metadata["relevance_score"] == (len("Whales sing.") if ranked else None)
+    assert found.metadata["reranked_by"] == ("milvus" if ranked else None)
+    assert found.metadata["stored_relevance_score"] == 0.9
+    assert found.metadata["stored_reranked_by"] == "an editor"
+    shown = found.node.get_content(MetadataMode.LLM)
+    assert "page: 7" in shown
+    assert "stored_relevance_score: 0.9" in shown
+    assert ("an editor" in shown) == (written_by == "others")  # hidden by the node itself
 
 
 @pytest.fixture
