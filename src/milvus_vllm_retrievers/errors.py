@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 import functools
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
 
 _EXCERPT_CHARACTERS = 200
+_EMPTY = inspect.Parameter.empty
 
 T = TypeVar("T")
 E = TypeVar("E", bound=BaseException)
@@ -146,10 +148,14 @@ def configuration_errors(*positional: str) -> Callable[[type[T]], type[T]]:
 
     def decorate(cls: type[T]) -> type[T]:
         original = cls.__init__
+        parameters = inspect.signature(original).parameters
+        required = [p for p in positional if p in parameters and parameters[p].default is _EMPTY]
 
         @functools.wraps(original)
         def checked_init(self: Any, *args: Any, **kwargs: Any) -> None:
             by_name = dict(zip(positional, args, strict=False))
+            if missing := [name for name in required if name not in by_name | kwargs]:
+                raise ConfigurationError(f"{cls.__name__}: argument {missing[0]!r} is required")
             try:
                 original(self, *args[len(by_name) :], **by_name, **kwargs)
             except ValidationError as error:

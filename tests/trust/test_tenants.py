@@ -141,7 +141,7 @@ async def mine(server: Server) -> AsyncIterator[langchain.MilvusVLLMRetriever]:
 
 
 def lang(uri: str, collection: str = ROWS, **arguments: Any) -> langchain.MilvusVLLMRetriever:
-    given = {"uri": uri, "expr": OWN, "k": 100, "embedding": LetterEmbeddings()}
+    given = {"uri": uri, "expr": OWN, "k": 100, "embedding": LetterEmbeddings(), "ranker": None}
     return langchain.MilvusVLLMRetriever(collection_name=collection, **{**given, **arguments})
 
 
@@ -662,5 +662,5 @@ async def test_a_partition_that_is_there_is_searched_and_no_other(
 async def test_a_call_cannot_choose_other_partitions(server: Server, *, is_async: bool) -> None:
     async with lang(server.uri, PARTS, expr=None, partition_names=["a"]) as mine:
         ask = mine.ainvoke if is_async else mine.invoke
-        with pytest.raises(TypeError, match="partition_names"):
+        with pytest.raises(ConfigurationError, match="partition_names"):
             await ask("a note", partition_names=["b"])
