@@ -12,13 +12,7 @@ from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle, QueryT
 from llama_index.core.vector_stores.utils import metadata_dict_to_node
 
 from milvus_vllm_retrievers._core.hits import SCORE_KEYS, Hit, rescored, score_among
-from milvus_vllm_retrievers._core.query import (
-    Encoder,
-    Encoders,
-    Query,
-    encoded_together,
-    sparse_encoder,
-)
+from milvus_vllm_retrievers._core.query import Encoder, Encoders, Query, sparse_encoder
 from milvus_vllm_retrievers.errors import ConfigurationError
 
 
@@ -99,7 +93,9 @@ def _with_hash_of_content(node: BaseNode) -> BaseNode:
 
 @cache
 def _hashing_class(node_class: type[BaseNode]) -> Any:
-    return type(node_class.__name__, (_HashOfContent, node_class), {"__module__": __name__})
+    # Under the node class's own name: by it LlamaIndex's JsonSerializer reads nodes back.
+    named = {"__module__": node_class.__module__}
+    return type(node_class.__name__, (_HashOfContent, node_class), named)
 
 
 def _plain_class(hashing_class: type[Any]) -> Any:
@@ -140,12 +136,10 @@ def _dense_encoder(model: Any) -> Encoder:
     def texts(query: Query) -> list[str]:
         return list(query.embedding_texts) or [query.text]
 
-    def encode(queries: Sequence[Query]) -> list[list[float]]:
-        return [model.get_agg_embedding_from_queries(texts(query)) for query in queries]
+    def encode(query: Query) -> list[float]:
+        return model.get_agg_embedding_from_queries(texts(query))
 
-    async def aencode(queries: Sequence[Query]) -> list[list[float]]:
-        return await encoded_together(
-            [model.aget_agg_embedding_from_queries(texts(query)) for query in queries]
-        )
+    async def aencode(query: Query) -> list[float]:
+        return await model.aget_agg_embedding_from_queries(texts(query))
 
-    return Encoder(encode, aencode)
+    return Encoder(encode, aencode, limit=model.num_workers)
