@@ -11,7 +11,7 @@ import pytest
 from langchain_core.documents import Document
 from pymilvus import MilvusClient
 
-from milvus_vllm_retrievers._core import cool_down as service
+from milvus_vllm_retrievers._core import cool_down
 from tests.fakes import Clock, FakeVLLM, running_fake_vllm
 from tests.milvus26 import running_milvus26
 
@@ -90,7 +90,7 @@ def milvus26(milvus26_uri: str) -> Iterator[MilvusClient]:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The clock of the cool-down, which the test sets."""
     clock = Clock()
-    monkeypatch.setattr(service, "time", clock)
+    monkeypatch.setattr(cool_down, "time", clock)
     return clock
 
 

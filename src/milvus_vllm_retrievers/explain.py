@@ -78,14 +78,14 @@ class Explanation:
 
 def explain(adapter: MilvusVLLMAdapter, query: Query, options: SearchOptions) -> Explanation:
     """Retrieve with and without the ranker, and compare."""
-    before = adapter.candidates(query, options)
-    return _compare(query, before, adapter.retrieve(query, options))
+    before, after, _ = adapter.explained(query, options)
+    return _compare(query, before, after)
 
 
 async def aexplain(adapter: MilvusVLLMAdapter, query: Query, options: SearchOptions) -> Explanation:
     """Retrieve with and without the ranker, and compare; the async twin of `explain`."""
-    before = await adapter.acandidates(query, options)
-    return _compare(query, before, await adapter.aretrieve(query, options))
+    before, after, _ = await adapter.aexplained(query, options)
+    return _compare(query, before, after)
 
 
 def _compare(query: Query, before: Sequence[Hit], after: Sequence[Hit]) -> Explanation:

@@ -1,27 +1,47 @@
-"""What the front ends call: retrieval over one collection, and reranking of given texts."""
+"""What the front ends call: one adapter to retrieve with, two rerankers of given items."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from typing_extensions import Self
 
-from milvus_vllm_retrievers._core.cool_down import RerankService, logger
+from milvus_vllm_retrievers._core.cool_down import Health, logger
 from milvus_vllm_retrievers._core.deadline import Deadline
 from milvus_vllm_retrievers._core.drivers import AsyncDriver, SyncDriver
 from milvus_vllm_retrievers._core.hits import Hit, Ranking
 from milvus_vllm_retrievers._core.milvus import ConnectionArguments, MilvusConnection
 from milvus_vllm_retrievers._core.query import Item, OnMissing, Query, SearchOptions
 from milvus_vllm_retrievers._core.rerank_rows import rank_rows
-from milvus_vllm_retrievers._core.rerank_texts import rank_texts
-from milvus_vllm_retrievers._core.retrieve import candidates, retrieve
-from milvus_vllm_retrievers._core.services import VLLMClient
+from milvus_vllm_retrievers._core.rerank_texts import rank_texts, served_models
+from milvus_vllm_retrievers._core.retrieve import Outcome, candidates, retrieve, retrieve_many
+from milvus_vllm_retrievers._core.route import Route, asks_for_models, provider_of, route
+from milvus_vllm_retrievers._core.services import RerankClient
 from milvus_vllm_retrievers._core.steps import Flow
-from milvus_vllm_retrievers._core.target import Target, TargetSettings, find_target
-from milvus_vllm_retrievers.errors import ConfigurationError, SearchError
+from milvus_vllm_retrievers._core.target import (
+    Plan,
+    Reranking,
+    Target,
+    TargetSettings,
+    describe,
+    find_target,
+    telling,
+)
+from milvus_vllm_retrievers.errors import (
+    ConfigurationError,
+    MilvusVLLMError,
+    RerankError,
+    SearchError,
+)
 from milvus_vllm_retrievers.ranker import VLLMRanker
 
+# A collection may be made anew, or an alias be given to another, while a retriever lives: seconds
+# after which a query looks at it again.
+LOOK_AGAIN_AFTER = 30.0
+_LONGEST_ASKED_FOR_MODELS = 2.0
 _SAYS_NOTHING_OF_COLLECTION = frozenset({"timeout", "disconnected"})
 
 
@@ -79,25 +99,6 @@ class Closing:
         await self.aclose()
 
 
-class _LastSeen:
-    """What a collection looked like; forgotten where a call on it fails within the context.
-
-    It may have been made anew since: the next call looks again.
-    """
-
-    target: Target | None = None
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if (
-            isinstance(error, (SearchError, ConfigurationError))
-            and getattr(error, "reason", None) not in _SAYS_NOTHING_OF_COLLECTION
-        ):
-            self.target = None
-
-
 class MilvusVLLMAdapter:
     """Retrieves from one Milvus collection, reranked by vLLM. Connects on first use.
 
@@ -121,15 +122,17 @@ class MilvusVLLMAdapter:
         if not isinstance(settings.collection_name, str) or not settings.collection_name:
             raise ConfigurationError("collection_name must be the name of a collection")
         self._connection = connection
-        if ranker is not None and ranker.api_key is not None:
-            connection.hide(ranker.api_key.get_secret_value())
         self._settings = settings
-        self._service = None if ranker is None else RerankService.of(ranker)
-        self._vllm = None if ranker is None else VLLMClient(ranker)
-        self._driver = SyncDriver(connection, self._vllm)
-        self._async_driver = AsyncDriver(connection, self._vllm)
-        self._seen = _LastSeen()
-        self._reported: Target | None = None
+        self._ranker = ranker
+        self._health = None if ranker is None else Health(ranker.cool_down)
+        self._client = None if ranker is None else RerankClient(ranker)
+        self._driver = SyncDriver(connection, self._client)
+        self._async_driver = AsyncDriver(connection, self._client)
+        self._target: Target | None = None
+        self._looked_at = 0.0
+        self._served: Sequence[str] | None = None
+        self._asked_for_models = False
+        self._told: set[object] = set()
 
     def retrieve(self, query: Query, options: SearchOptions) -> list[Hit]:
         """Retrieve one query's hits, best first.
@@ -139,33 +142,49 @@ class MilvusVLLMAdapter:
             SearchError: Milvus did not answer the search.
             RerankError: Reranking failed and the ranker's `on_error` does not cover it.
         """
-        return self._driver.run(self._retrieval([query], options))[0]
+        return self._driver.run(self._retrieval(query, options))
 
     async def aretrieve(self, query: Query, options: SearchOptions) -> list[Hit]:
         """Retrieve one query's hits; the async twin of `retrieve`."""
-        return (await self._async_driver.run(self._retrieval([query], options)))[0]
+        return await self._async_driver.run(self._retrieval(query, options))
 
-    def retrieve_many(self, queries: Sequence[Query], options: SearchOptions) -> list[list[Hit]]:
-        """Retrieve the hits of several queries, in one search or a few at once.
+    def retrieve_many(
+        self,
+        queries: Sequence[Query],
+        options: SearchOptions,
+        max_concurrency: int | None = None,
+    ) -> list[Outcome]:
+        """Retrieve for several queries, each with an outcome of its own.
+
+        Args:
+            queries: The questions.
+            options: How to search; the timeout is for each query.
+            max_concurrency: What may be in flight at once: embeddings, searches and rerank
+                requests. None leaves it to the ranker and the encoders.
 
         Returns:
-            The hits of each query, in the queries' order.
+            The hits of each query, or the error that took their place.
         """
-        return self._driver.run(self._retrieval(queries, options))
+        return self._driver.run(self._retrievals(queries, options, max_concurrency))
 
     async def aretrieve_many(
-        self, queries: Sequence[Query], options: SearchOptions
-    ) -> list[list[Hit]]:
-        """Retrieve the hits of several queries; the async twin of `retrieve_many`."""
-        return await self._async_driver.run(self._retrieval(queries, options))
+        self,
+        queries: Sequence[Query],
+        options: SearchOptions,
+        max_concurrency: int | None = None,
+    ) -> list[Outcome]:
+        """Retrieve for several queries; the async twin of `retrieve_many`."""
+        return await self._async_driver.run(self._retrievals(queries, options, max_concurrency))
 
-    def candidates(self, query: Query, options: SearchOptions) -> list[Hit]:
-        """Return what `retrieve` would rerank, unranked, in retrieval order."""
-        return self._driver.run(self._candidates(query, options))
+    def explained(self, query: Query, options: SearchOptions) -> tuple[list[Hit], list[Hit], Plan]:
+        """Return the candidates in retrieval order, the hits, and how they came about."""
+        return self._driver.run(self._explanation(query, options))
 
-    async def acandidates(self, query: Query, options: SearchOptions) -> list[Hit]:
-        """Return what `aretrieve` would rerank; the async twin of `candidates`."""
-        return await self._async_driver.run(self._candidates(query, options))
+    async def aexplained(
+        self, query: Query, options: SearchOptions
+    ) -> tuple[list[Hit], list[Hit], Plan]:
+        """Return candidates, hits and plan; the async twin of `explained`."""
+        return await self._async_driver.run(self._explanation(query, options))
 
     def rank(
         self,
@@ -196,69 +215,179 @@ class MilvusVLLMAdapter:
         """Have Milvus rank items by the keys of their rows; the async twin of `rank`."""
         return await self._async_driver.run(self._ranking(query, items, options, on_missing))
 
+    def refresh(self, timeout: float | None) -> None:
+        """Look at the collection now, and ask again which models are served when that matters."""
+        self._driver.run(self._refreshing(timeout))
+
+    async def arefresh(self, timeout: float | None) -> None:
+        """Look at the collection now; the async twin of `refresh`."""
+        await self._async_driver.run(self._refreshing(timeout))
+
     def close(self) -> None:
         """Close the blocking connections that are ours."""
         self._connection.close()
-        if self._vllm is not None:
-            self._vllm.close()
+        if self._client is not None:
+            self._client.close()
 
     async def aclose(self) -> None:
         """Close this event loop's connections and the blocking ones, as far as ours."""
         await self._connection.aclose()
-        if self._vllm is not None:
-            await self._vllm.aclose()
+        if self._client is not None:
+            await self._client.aclose()
 
-    def _retrieval(self, queries: Sequence[Query], options: SearchOptions) -> Flow[list[list[Hit]]]:
+    def _retrieval(self, query: Query, options: SearchOptions) -> Flow[list[Hit]]:
+        deadline = Deadline.after(options.timeout)
+        try:
+            target, options = yield from self._prepared(options, deadline)
+            reranking = yield from self._reranking(target, options, deadline)
+            self._tell(target, reranking, embedded=query.embedding is not None)
+            return (yield from retrieve(target, reranking, query, options, deadline))
+        except (SearchError, ConfigurationError) as error:
+            self._forget_what_may_have_changed(error)
+            raise
+
+    def _retrievals(
+        self, queries: Sequence[Query], options: SearchOptions, max_concurrency: int | None
+    ) -> Flow[list[Outcome]]:
         if not queries:
             return []
-
         deadline = Deadline.after(options.timeout)
-        with self._seen:
-            target = self._seen.target or (yield from self._found(deadline))
-            if target is not self._reported and any(query.embedding is None for query in queries):
-                self._report_unsearched(target)
-            return (yield from retrieve(target, self._service, queries, options, deadline))
+        try:
+            target, options = yield from self._prepared(options, deadline)
+            reranking = yield from self._reranking(target, options, deadline)
+            self._tell(target, reranking, embedded=queries[0].embedding is not None)
+            outcomes = yield from retrieve_many(
+                target, reranking, queries, options, max_concurrency
+            )
+        except Exception as error:  # noqa: BLE001 - it is the outcome of every query
+            outcomes = [error] * len(queries)
+        for outcome in outcomes:
+            if isinstance(outcome, (SearchError, ConfigurationError)):
+                self._forget_what_may_have_changed(outcome)
+        return outcomes
 
-    def _candidates(self, query: Query, options: SearchOptions) -> Flow[list[Hit]]:
+    def _explanation(
+        self, query: Query, options: SearchOptions
+    ) -> Flow[tuple[list[Hit], list[Hit], Plan]]:
         deadline = Deadline.after(options.timeout)
-        with self._seen:
-            target = self._seen.target or (yield from self._found(deadline))
-            return (yield from candidates(target, [query], options, deadline))[0]
+        try:
+            target, options = yield from self._prepared(options, deadline)
+            reranking = yield from self._reranking(target, options, deadline)
+            plan = self._tell(target, reranking, embedded=query.embedding is not None)
+            before = yield from candidates(target, query, options, deadline)
+            after = yield from retrieve(target, reranking, query, options, deadline)
+        except (SearchError, ConfigurationError) as error:
+            self._forget_what_may_have_changed(error)
+            raise
+        return before, after, plan
 
     def _ranking(
         self, query: Query, items: Sequence[Item], options: SearchOptions, on_missing: OnMissing
     ) -> Flow[list[Ranking]]:
-        service = self._service
-        if service is None or not items:
+        if self._ranker is None or self._health is None or not items:
             return []
         deadline = Deadline.after(options.timeout)
-        with self._seen:
-            target = self._seen.target or (yield from self._found(deadline))
-            ranking = rank_rows(target, service, query, items, options, deadline, on_missing)
-            return (yield from ranking)
+        try:
+            target, options = yield from self._prepared(options, deadline)
+            served = yield from self._served_models(target, deadline)
+            provider = provider_of(self._ranker, target.facts(served), "MilvusVLLMRerank")
+            route = Route("milvus", "MilvusVLLMRerank has Milvus rerank", provider)
+            reranking = Reranking(self._ranker, route, self._health)
+            return (
+                yield from rank_rows(target, reranking, query, items, options, deadline, on_missing)
+            )
+        except (SearchError, ConfigurationError) as error:
+            self._forget_what_may_have_changed(error)
+            raise
+
+    def _prepared(
+        self, options: SearchOptions, deadline: Deadline
+    ) -> Flow[tuple[Target, SearchOptions]]:
+        """Return the collection as it is now, and the options with its filters written out."""
+        target = self._target
+        if target is None:
+            target = yield from self._found(deadline)
+        elif time.monotonic() - self._looked_at > LOOK_AGAIN_AFTER:
+            target = yield from self._looked_at_again(target, deadline)
+        return target, options.resolved(target.layout)
 
     def _found(self, deadline: Deadline) -> Flow[Target]:
-        """Read what the collection looks like, on first use and again after a failure."""
-        target = self._seen.target = yield from find_target(self._settings, deadline)
+        description = yield from describe(self._settings.collection_name, deadline)
+        target = yield from find_target(self._settings, description, deadline)
         self._connection.hide(*target.layout.secrets)
-        self._report(target)
+        self._target, self._looked_at = target, time.monotonic()
         return target
 
-    def _report(self, target: Target) -> None:
-        if self._service is not None and not target.server.known:
-            logger.warning(
-                "cannot tell from its version %r whether this Milvus can rerank: mode='auto' "
-                "reranks from this process, mode='server' trusts it to",
-                target.server.version,
-            )
+    def _looked_at_again(self, target: Target, deadline: Deadline) -> Flow[Target]:
+        """Notice that an alias stands for another collection now, or that fields have come."""
+        self._looked_at = time.monotonic()  # others that come meanwhile go on with what is known
+        try:
+            description = yield from describe(self._settings.collection_name, deadline)
+        except SearchError:
+            return target  # the search that follows tells what is the matter
+        if telling(description) == target.described_as:
+            return target
+        self._target = None
+        logger.info("collection %r has changed: reading it anew", self._settings.collection_name)
+        return (yield from self._found(deadline))
 
-    def _report_unsearched(self, target: Target) -> None:
-        if target is self._reported:
-            return
-        self._reported = target
-        left_out = target.layout.out_of_reach(self._settings.encoders)
-        if self._settings.vector_field is None and left_out:
-            logger.warning("not every vector field is searched: %s", "; ".join(left_out))
+    def _refreshing(self, timeout: float | None) -> Flow[None]:
+        self._asked_for_models = False
+        yield from self._found(Deadline.after(timeout))
+
+    def _forget_what_may_have_changed(self, error: MilvusVLLMError) -> None:
+        """After a failed call the collection may have been made anew: the next one looks again."""
+        if getattr(error, "reason", None) not in _SAYS_NOTHING_OF_COLLECTION:
+            self._target = None
+
+    def _reranking(
+        self, target: Target, options: SearchOptions, deadline: Deadline
+    ) -> Flow[Reranking | None]:
+        """Decide who reranks."""
+        ranker = self._ranker
+        if ranker is None or self._health is None:
+            return None
+        if options.instruction is not None:
+            ranker = replace(ranker, instruction=options.instruction)
+        served = yield from self._served_models(target, deadline)
+        return Reranking(ranker, route(ranker, target.facts(served)), self._health)
+
+    def _served_models(self, target: Target, deadline: Deadline) -> Flow[Sequence[str] | None]:
+        """Ask, once, which models the endpoint serves, where the route depends on it."""
+        ranker = self._ranker
+        if ranker is None or self._asked_for_models or not asks_for_models(ranker, target.server):
+            return self._served
+        self._asked_for_models = True
+        self._served = None
+        limit = Deadline.after(deadline.share(0.25).within(_LONGEST_ASKED_FOR_MODELS))
+        try:
+            self._served = yield from served_models(ranker, limit)
+        except RerankError as error:
+            logger.info(
+                "cannot ask %s which models it serves: trusting that Milvus finds %r there (%s)",
+                ranker.endpoint,
+                ranker.model,
+                error,
+            )
+        return self._served
+
+    def _tell(self, target: Target, reranking: Reranking | None, *, embedded: bool) -> Plan:
+        """Log once what was chosen for the user, and what was left out."""
+        chosen = Route(None, "no ranker was given") if reranking is None else reranking.route
+        plan = target.plan(chosen, embedded=embedded)
+        if plan not in self._told:
+            self._told.add(plan)
+            logger.info("%s", plan)
+            if reranking is not None and not target.server.known:
+                logger.warning(
+                    "cannot tell from its version %r whether this Milvus can rerank: mode='auto' "
+                    "reranks from this process, mode='server' trusts it to",
+                    target.server.version,
+                )
+            left_out = target.layout.out_of_reach(self._settings.encoders)
+            if self._settings.vector_field is None and left_out and not embedded:
+                logger.warning("not every vector field is searched: %s", "; ".join(left_out))
+        return plan
 
 
 class Reranker(Closes, Protocol):
@@ -280,11 +409,12 @@ class TextReranker:
     """
 
     def __init__(self, ranker: VLLMRanker, timeout: float | None = None) -> None:
-        self._service = RerankService.of(ranker)
+        self._ranker = ranker
+        self._health = Health(ranker.cool_down)
         self._timeout = timeout
-        self._vllm = VLLMClient(ranker)
-        self._driver = SyncDriver(None, self._vllm)
-        self._async_driver = AsyncDriver(None, self._vllm)
+        self._client = RerankClient(ranker)
+        self._driver = SyncDriver(None, self._client)
+        self._async_driver = AsyncDriver(None, self._client)
 
     def rank(self, query: Query, items: Sequence[Item]) -> list[Ranking]:
         """Rank items by relevance to the query, best first; equal scores stay as given.
@@ -300,15 +430,16 @@ class TextReranker:
 
     def close(self) -> None:
         """Close the blocking connections."""
-        self._vllm.close()
+        self._client.close()
 
     async def aclose(self) -> None:
         """Close this event loop's connections and the blocking ones."""
-        await self._vllm.aclose()
+        await self._client.aclose()
 
     def _ranking(self, query: Query, items: Sequence[Item]) -> Flow[list[Ranking]]:
         texts = [item.text for item in items]
-        return rank_texts(self._service, query, texts, Deadline.after(self._timeout))
+        deadline = Deadline.after(self._timeout)
+        return rank_texts(self._ranker, self._health, query, texts, deadline)
 
 
 class RowRerankArguments(ConnectionArguments, Protocol):

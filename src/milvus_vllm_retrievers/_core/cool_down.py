@@ -6,11 +6,9 @@ import logging
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from milvus_vllm_retrievers._core.fork import forget_in_child
 from milvus_vllm_retrievers.errors import MilvusVLLMError, RerankError, RerankStatusError
-from milvus_vllm_retrievers.ranker import VLLMRanker
 
 logger = logging.getLogger("milvus_vllm_retrievers")
 
@@ -119,30 +117,21 @@ def _is_of_service(error: MilvusVLLMError) -> bool:
     return not (isinstance(error, RerankStatusError) and error.status_code in _ABOUT_THE_REQUEST)
 
 
-@dataclass(frozen=True, slots=True)
-class RerankService:
-    """A ranker, and how reranking with it has been going on both ways.
+class Health:
+    """How reranking has been going, both ways.
+
+    Args:
+        cool_down: Seconds for which a service that keeps failing is spared.
 
     Attributes:
-        ranker: The model and how it is asked.
         in_milvus: How reranking inside Milvus has been going.
         from_here: How reranking from this process has been going.
     """
 
-    ranker: VLLMRanker
-    in_milvus: CoolDown
-    from_here: CoolDown
-    _warned: threading.Event
-
-    @classmethod
-    def of(cls, ranker: VLLMRanker) -> RerankService:
-        """Return a service of which nothing is known yet."""
-        return cls(
-            ranker,
-            CoolDown("inside Milvus", ranker.cool_down),
-            CoolDown("from this process", ranker.cool_down),
-            threading.Event(),
-        )
+    def __init__(self, cool_down: float) -> None:
+        self.in_milvus = CoolDown("inside Milvus", cool_down)
+        self.from_here = CoolDown("from this process", cool_down)
+        self._warned = threading.Event()
 
     def check_spread(self, texts: Iterable[str | None], scores: Sequence[float | None]) -> None:
         """Warn, once, if different texts all have the same score."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+_A_YEAR = 365 * 24 * 3600.0  # locks and sockets take no time limit that is much longer
+
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
@@ -14,8 +16,10 @@ class Deadline:
 
     @classmethod
     def after(cls, seconds: float | None) -> Deadline:
-        """Return the moment that is `seconds` from now."""
-        return NO_DEADLINE if seconds is None else cls(time.monotonic() + seconds)
+        """Return the moment that is `seconds` from now; more than a year is no limit."""
+        if seconds is None or seconds > _A_YEAR:
+            return NO_DEADLINE
+        return cls(time.monotonic() + seconds)
 
     def remaining(self) -> float | None:
         """Return the seconds left, never below zero."""

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any, TypeVar
 
-from tenacity import AsyncRetrying, Retrying
-
 from milvus_vllm_retrievers._core.deadline import Deadline
-from milvus_vllm_retrievers._core.milvus import MilvusConnection, is_cancelled, reconnecting
-from milvus_vllm_retrievers._core.services import VLLMClient
-from milvus_vllm_retrievers._core.steps import CallMilvus, Encode, Flow, Rerank, Step, Together
+from milvus_vllm_retrievers._core.milvus import MilvusConnection, is_cancelled
+from milvus_vllm_retrievers._core.services import RerankClient
+from milvus_vllm_retrievers._core.steps import (
+    CallMilvus,
+    Encode,
+    Flow,
+    Pause,
+    Send,
+    Step,
+    Together,
+)
 from milvus_vllm_retrievers.errors import MilvusVLLMError, SearchError
 
 T = TypeVar("T")
@@ -23,12 +31,12 @@ class SyncDriver:
 
     Args:
         milvus: Where searches go; None for flows that need none.
-        vllm: Where rerank requests go; None for flows that need none.
+        rerank_client: Where rerank requests go; None for flows that need none.
     """
 
-    def __init__(self, milvus: MilvusConnection | None, vllm: VLLMClient | None) -> None:
+    def __init__(self, milvus: MilvusConnection | None, rerank_client: RerankClient | None) -> None:
         self._milvus = milvus
-        self._vllm = vllm
+        self._rerank_client = rerank_client
 
     def run(self, flow: Flow[T]) -> T:
         """Run a flow to its result."""
@@ -46,30 +54,35 @@ class SyncDriver:
 
     def _do(self, step: Step) -> Any:
         match step:
-            case Encode(encoder, queries):
-                return encoder.encode(queries)
+            case Encode(encoder, query):
+                return encoder.encode(query)
             case CallMilvus():
-                try:  # tenacity is for the rare case: it would cost every query
-                    return self._call_milvus(step)
-                except SearchError as error:
-                    if not error.is_of_connection:
-                        raise
-                    failed = error
-                return Retrying(**reconnecting(step.deadline, failed))(self._call_milvus, step)
-            case Rerank(query, texts, deadline):
-                assert self._vllm is not None
-                return self._vllm.rerank(query, texts, deadline)
-            case Together(steps, limit, errors_apart):
-                do = self._do_apart if errors_apart else self._do
-                if len(steps) == 1:
-                    return [do(steps[0])]
-                with ThreadPoolExecutor(min(limit, len(steps))) as pool:
-                    return list(pool.map(do, steps))
+                return self._call_milvus(step)
+            case Send(request, deadline):
+                assert self._rerank_client is not None
+                return self._rerank_client.send(request, deadline)
+            case Pause(seconds):
+                return time.sleep(seconds)
+            case Together(flows, limit, return_exceptions):
+                run = self._outcome if return_exceptions else self.run
+                if min(limit, len(flows)) == 1:
+                    return [run(flow) for flow in flows]
+                return self._in_threads(run, flows, limit)
 
-    def _do_apart(self, step: Step) -> Any:
+    def _in_threads(self, run: Any, flows: Sequence[Flow[Any]], limit: int) -> list[Any]:
+        """Run flows in threads that see the caller's context variables."""
+        with ThreadPoolExecutor(min(limit, len(flows))) as threads:
+            futures = [threads.submit(copy_context().run, run, flow) for flow in flows]
+            try:
+                return [future.result() for future in futures]
+            finally:
+                for future in futures:
+                    future.cancel()
+
+    def _outcome(self, flow: Flow[Any]) -> Any:
         try:
-            return self._do(step)
-        except MilvusVLLMError as error:
+            return self.run(flow)
+        except Exception as error:  # noqa: BLE001 - it takes the result's place
             return error
 
     def _call_milvus(self, step: CallMilvus) -> Any:
@@ -86,9 +99,9 @@ class SyncDriver:
 class AsyncDriver:
     """Runs flows with async clients; the twin of `SyncDriver`."""
 
-    def __init__(self, milvus: MilvusConnection | None, vllm: VLLMClient | None) -> None:
+    def __init__(self, milvus: MilvusConnection | None, rerank_client: RerankClient | None) -> None:
         self._milvus = milvus
-        self._vllm = vllm
+        self._rerank_client = rerank_client
 
     async def run(self, flow: Flow[T]) -> T:
         """Run a flow to its result."""
@@ -106,22 +119,19 @@ class AsyncDriver:
 
     async def _do(self, step: Step) -> Any:
         match step:
-            case Encode(encoder, queries, deadline):
-                return await _in_time(encoder.aencode(queries), deadline)
+            case Encode(encoder, query, deadline):
+                return await _in_time(encoder.aencode(query), deadline)
             case CallMilvus():
-                try:  # as above
-                    return await self._call_milvus(step)
-                except SearchError as error:
-                    if not error.is_of_connection:
-                        raise
-                    failed = error
-                retrying = AsyncRetrying(**reconnecting(step.deadline, failed))
-                return await retrying(self._call_milvus, step)
-            case Rerank(query, texts, deadline):
-                assert self._vllm is not None
-                return await self._vllm.arerank(query, texts, deadline)
-            case Together(steps, limit, errors_apart):
-                return await self._at_once(steps, limit, errors_apart=errors_apart)
+                return await self._call_milvus(step)
+            case Send(request, deadline):
+                assert self._rerank_client is not None
+                return await self._rerank_client.asend(request, deadline)
+            case Pause(seconds):
+                return await asyncio.sleep(seconds)
+            case Together(flows, limit, return_exceptions):
+                if len(flows) == 1 and not return_exceptions:
+                    return [await self.run(flows[0])]
+                return await self._in_tasks(flows, limit, return_exceptions=return_exceptions)
 
     async def _call_milvus(self, step: CallMilvus) -> Any:
         assert self._milvus is not None
@@ -147,22 +157,22 @@ class AsyncDriver:
             failed = milvus.failure(error, step.what, client)
         raise failed
 
-    async def _at_once(self, steps: Sequence[Step], limit: int, *, errors_apart: bool) -> list[Any]:
-        """Do steps, at most `limit` at once; an error not kept apart cancels the others."""
-        if len(steps) == 1 and not errors_apart:
-            return [await self._do(steps[0])]
+    async def _in_tasks(
+        self, flows: Sequence[Flow[Any]], limit: int, *, return_exceptions: bool
+    ) -> list[Any]:
+        """Run flows as tasks; an error that is not returned cancels the others."""
         turn = asyncio.Semaphore(limit)
 
-        async def in_turn(step: Step) -> Any:
+        async def in_turn(flow: Flow[Any]) -> Any:
             async with turn:
                 try:
-                    return await self._do(step)
-                except MilvusVLLMError as error:
-                    if not errors_apart:
+                    return await self.run(flow)
+                except Exception as error:
+                    if not return_exceptions:
                         raise
                     return error
 
-        tasks = [asyncio.ensure_future(in_turn(step)) for step in steps]
+        tasks = [asyncio.ensure_future(in_turn(flow)) for flow in flows]
         try:
             return await asyncio.gather(*tasks)
         finally:

@@ -111,6 +111,15 @@ class FieldRef:
 
 
 @dataclass(frozen=True, slots=True)
+class TextField:
+    """interim"""
+
+    name: str
+    why: str
+    nullable: bool
+
+
+@dataclass(frozen=True, slots=True)
 class CollectionLayout:
     """A collection's fields, by the part they play in a search.
 
@@ -225,6 +234,21 @@ class CollectionLayout:
             f"collection {self.name!r}: which field holds the text to rerank? It {found}; "
             "pass text_field="
         )
+
+    def text_choice(self, name: str | None) -> TextField | tuple[str, ...]:
+        """Interim"""
+        found = self.text_field(name)
+        return TextField(
+            found, "interim", next(f.nullable for f in self.scalars if f.name == found)
+        )
+
+    def text_field_by_length(self, candidates: Any, rows: Any) -> TextField:
+        """Interim"""
+        raise NotImplementedError
+
+    def reached(self, vector: VectorField, *, embedded: bool) -> str:
+        """Interim"""
+        return "interim"
 
     def keys_of(self, item: Item) -> list[int | str]:
         """Return what may be an item's primary key: its id, and what its metadata says."""

@@ -10,17 +10,10 @@ from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from uuid import uuid4
 
 from pydantic import SecretStr
-from tenacity import (
-    RetryCallState,
-    retry_if_exception,
-    stop_after_attempt,
-    stop_after_delay,
-    wait_exponential,
-)
 
 from milvus_vllm_retrievers._core.deadline import NO_DEADLINE, Deadline
 from milvus_vllm_retrievers._core.fork import forget_in_child
@@ -47,48 +40,6 @@ _GRPC_OPTIONS = {"grpc.initial_reconnect_backoff_ms": 100, "grpc.max_reconnect_b
 _GRPC_OPTIONS_OF_LITE = {"grpc.keepalive_time_ms": 3_600_000}
 # The thread that drives all of gRPC's async connections does not live on in a forked process.
 _parent_was_async = False
-
-
-def reconnecting(deadline: Deadline, failed: SearchError | None = None) -> dict[str, Any]:
-    """Return tenacity's arguments for calls of a Milvus that may be restarting.
-
-    They are repeated for about two seconds where the connection is at fault, not the call; longer
-    than gRPC waits before it connects anew. Where the deadline comes before, the error tells what
-    the last try met that had time for it.
-
-    Args:
-        deadline: When the call must be done.
-        failed: What a try before these met.
-    """
-    often, long = stop_after_attempt(6), stop_after_delay(2.0)
-
-    def stop(state: RetryCallState) -> bool:
-        nonlocal failed
-        error = _error_of(state)
-        failed = error if error.is_of_connection else failed
-        too_late = error.reason == "timeout" or deadline.passes_within(state.upcoming_sleep)
-        return too_late or often(state) or long(state)
-
-    def give_up(state: RetryCallState) -> NoReturn:
-        if failed is None or not deadline.passes_within(state.upcoming_sleep):
-            raise _error_of(state)
-        told = f"{failed}; the call's timeout left no time to try again (raise timeout)"
-        raise SearchError(told, reason=failed.reason) from failed
-
-    return {
-        "retry": retry_if_exception(
-            lambda e: isinstance(e, SearchError) and (e.is_of_connection or e.reason == "timeout")
-        ),
-        "wait": wait_exponential(multiplier=0.1, max=0.8),
-        "stop": stop,
-        "retry_error_callback": give_up,
-    }
-
-
-def _error_of(state: RetryCallState) -> SearchError:
-    error = state.outcome.exception() if state.outcome else None
-    assert isinstance(error, SearchError)  # no other is retried
-    return error
 
 
 @dataclass(frozen=True, slots=True)

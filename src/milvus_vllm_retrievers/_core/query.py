@@ -293,9 +293,7 @@ class SearchOptions:
             exprs=(*old.exprs, *(e for e in (self.expr, expr) if e and e.strip())),
             wheres=(*old.wheres, *self.wheres, *(() if where is None else (where,))),
             expr_params={**old.expr_params, **(self.expr_params or {})},
-            partition_names=_common(
-                _common(old.partition_names, self.partition_names), partition_names
-            ),
+            partition_names=_common(own, partition_names),
             instruction=instruction or self.instruction or old.instruction,
         )
         return replace(

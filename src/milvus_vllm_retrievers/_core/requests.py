@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from pymilvus import AnnSearchRequest, Function
 
 Method = Literal["search", "hybrid_search"]
+# What Milvus allows as nq, queries of one search.
+MAX_QUERIES = 16_384
 
 
 class Leg(NamedTuple):
@@ -155,7 +157,7 @@ def rows_call(
         "data": leg.data,
         "anns_field": vector.name,
         "search_params": _params(leg, options) or None,
-        "filter": _has_key_in(layout, keys),
+        "filter": has_key_in(layout, keys),
         "ranker": function,
     }
     return SearchCall("search", arguments)
@@ -166,10 +168,11 @@ def lookup_arguments(
 ) -> dict[str, Any]:
     """Build the arguments of the `query` that tells which of these keys have a row."""
     shared = _shared(layout.name, options, [layout.primary_key], len(keys))
-    return {**shared, "filter": _has_key_in(layout, keys)}
+    return {**shared, "filter": has_key_in(layout, keys)}
 
 
-def _has_key_in(layout: CollectionLayout, keys: Sequence[int | str]) -> str:
+def has_key_in(layout: CollectionLayout, keys: Sequence[int | str]) -> str:
+    """Write the expression that just the rows with these keys match."""
     return f"{layout.primary_key} in {literal(list(keys))}"
 
 

@@ -6,26 +6,24 @@ from collections.abc import Sequence
 
 from milvus_vllm_retrievers._core import hits as hits_
 from milvus_vllm_retrievers._core import requests
-from milvus_vllm_retrievers._core.cool_down import RerankService
 from milvus_vllm_retrievers._core.deadline import Deadline
 from milvus_vllm_retrievers._core.hits import PrimaryKey, Ranking
 from milvus_vllm_retrievers._core.milvus_calls import (
     before_fallback,
-    call_once,
+    call,
     meant_in_reranking,
-    provider_of,
+    search,
 )
 from milvus_vllm_retrievers._core.query import MAX_LIMIT, Item, OnMissing, Query, SearchOptions
 from milvus_vllm_retrievers._core.rerank_texts import rank_texts
 from milvus_vllm_retrievers._core.steps import CallMilvus, Flow
-from milvus_vllm_retrievers._core.target import Target
+from milvus_vllm_retrievers._core.target import Reranking, Target
 from milvus_vllm_retrievers.errors import ConfigurationError, RerankError, SearchError
-from milvus_vllm_retrievers.ranker import VLLMRanker
 
 
 def rank_rows(
     target: Target,
-    service: RerankService,
+    reranking: Reranking,
     query: Query,
     items: Sequence[Item],
     options: SearchOptions,
@@ -36,33 +34,33 @@ def rank_rows(
 
     Args:
         target: The collection.
-        service: The model.
+        reranking: The model, and Milvus's provider for it.
         query: The question.
         items: What to rank.
         options: Partitions, consistency level and search parameters.
         deadline: When it must be done.
         on_missing: What to do with items that have no row: raise, or keep them last, marked.
     """
+    ranker, _, health = reranking
     keys = [target.layout.keys_of(item) for item in items]
-    on_error = service.ranker.on_error
     try:
-        rest = service.in_milvus.rest() if on_error != "raise" else None
-        if rest is not None:
-            raise rest
-        limit = before_fallback(deadline, on_error)
-        scores = yield from _scores_by_key(target, service.ranker, query, keys, options, limit)
+        spared = health.in_milvus.rest() if ranker.on_error != "raise" else None
+        if spared is not None:
+            raise spared
+        limit = before_fallback(deadline, ranker.on_error)
+        scores = yield from _scores_by_key(target, reranking, query, keys, options, limit)
     except (RerankError, SearchError) as error:
-        if on_error == "raise":
+        if ranker.on_error == "raise":
             raise
         if isinstance(error, RerankError):
-            service.in_milvus.note([error], worked=False)
-        if on_error == "client":
+            health.in_milvus.note([error], worked=False)
+        if ranker.on_error == "client":
             texts = [item.text for item in items]
-            return (yield from rank_texts(service, query, texts, deadline))
+            return (yield from rank_texts(ranker, health, query, texts, deadline))
         return hits_.as_given(range(len(items)), str(error))
-    service.in_milvus.note([], worked=bool(scores))
+    health.in_milvus.note([], worked=bool(scores))
     rankings = hits_.ranked_by_milvus(keys, scores, target.layout.name)
-    service.check_spread(
+    health.check_spread(
         [items[ranking.index].text for ranking in rankings],
         [ranking.relevance_score for ranking in rankings],
     )
@@ -78,25 +76,23 @@ def rank_rows(
 
 def _scores_by_key(
     target: Target,
-    ranker: VLLMRanker,
+    reranking: Reranking,
     query: Query,
     keys: Sequence[Sequence[PrimaryKey]],
     options: SearchOptions,
     deadline: Deadline,
 ) -> Flow[dict[PrimaryKey, float]]:
-    """Have the rows scored that have one of each item's keys."""
+    """Score the rows whose primary key belongs to one of the items."""
     layout = target.layout
     asked = list(dict.fromkeys(key for may_be in keys for key in may_be))
     if len(asked) > MAX_LIMIT:
         raise ConfigurationError(f"at most {MAX_LIMIT:,} items can be reranked at once")
     if not asked:
         return {}
-    function = ranker.to_function(
-        query.text, target.text_field, provider=provider_of(target.server, "MilvusVLLMRerank")
-    )
+    function = reranking.function(query, target)
     try:
-        call = requests.rows_call(layout, asked, options, function)
-        rows = (yield from call_once(target, call, deadline))[0]
+        wanted = requests.rows_call(layout, asked, options, function)
+        rows = (yield from search(layout.name, wanted, deadline))[0]
     except SearchError as error:
         raise meant_in_reranking(error) from error.__cause__
     scores = target.rows.scores(rows)
@@ -113,7 +109,7 @@ def _check_gone(
     layout = target.layout
     arguments = requests.lookup_arguments(layout, keys, options)
     what = f"query of collection {layout.name!r}"
-    rows = yield CallMilvus(what, "query", arguments, deadline)
+    rows = yield from call(CallMilvus(what, "query", arguments, deadline))
     if rows:
         raise SearchError(
             f"the index of collection {layout.name!r} did not return {len(rows)} rows that are "

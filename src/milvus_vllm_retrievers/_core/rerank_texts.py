@@ -1,95 +1,127 @@
-"""Scoring and ranking texts from this process, straight against vLLM."""
+"""Scoring and ranking texts from this process, straight against the rerank service."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import count
 
 from milvus_vllm_retrievers._core import hits as hits_
-from milvus_vllm_retrievers._core.cool_down import RerankService
+from milvus_vllm_retrievers._core import services
+from milvus_vllm_retrievers._core.cool_down import Health
 from milvus_vllm_retrievers._core.deadline import Deadline
 from milvus_vllm_retrievers._core.hits import Ranking
 from milvus_vllm_retrievers._core.query import Query
-from milvus_vllm_retrievers._core.steps import Flow, Rerank, Together
-from milvus_vllm_retrievers.errors import MilvusVLLMError
+from milvus_vllm_retrievers._core.steps import Flow, Pause, Send, Together
+from milvus_vllm_retrievers.errors import RerankError
 from milvus_vllm_retrievers.ranker import VLLMRanker
 
 Scores = list[float | None]
-"""One score per text of a pool; None for a text that is null or empty."""
-
-
-def rerank_texts(
-    ranker: VLLMRanker,
-    pools: Sequence[tuple[str, Sequence[str | None]]],
-    deadline: Deadline,
-    *,
-    errors_apart: bool = False,
-) -> Flow[list[Scores | MilvusVLLMError]]:
-    """Score each query's texts in requests of `max_client_batch_size`, several at once.
-
-    Texts that are null or empty are not sent: some models refuse them, and their whole request.
-
-    Args:
-        ranker: The model, the size of a request and how many may be in flight.
-        pools: Query text and candidate texts, for each query.
-        deadline: When all must be done.
-        errors_apart: Whether a query's error takes the place of its scores.
-
-    Returns:
-        For each query one score per text, in the texts' order.
-    """
-    steps: list[Rerank] = []
-    owners: list[tuple[int, list[int]]] = []  # for each step, its pool and its texts' places
-    for owner, (query, texts) in enumerate(pools):
-        filled = {i: text for i, text in enumerate(texts) if hits_.has_text(text)}
-        size = ranker.max_client_batch_size or max(len(filled), 1)
-        places = list(filled)
-        for start in range(0, len(places), size):
-            part = places[start : start + size]
-            steps.append(Rerank(query, [filled[i] for i in part], deadline))
-            owners.append((owner, part))
-    results = (yield Together(steps, ranker.max_concurrency, errors_apart)) if steps else []
-    scores: list[Scores | MilvusVLLMError] = [[None] * len(texts) for _, texts in pools]
-    for (owner, part), result in zip(owners, results, strict=True):
-        own = scores[owner]
-        if isinstance(result, MilvusVLLMError):
-            scores[owner] = result
-        elif not isinstance(own, MilvusVLLMError):
-            for i, score in zip(part, result, strict=True):
-                own[i] = score
-    return scores
+"""One score per text; None for a text that is null or empty."""
 
 
 def rank_texts(
-    service: RerankService, query: Query, texts: Sequence[str], deadline: Deadline
+    ranker: VLLMRanker,
+    health: Health,
+    query: Query,
+    texts: Sequence[str | None],
+    deadline: Deadline,
 ) -> Flow[list[Ranking]]:
     """Rank given texts; with `on_error="skip"` a failure keeps their order, marked."""
-    scores = (yield from scores_from_here(service, [(query.text, texts)], deadline))[0]
-    if isinstance(scores, MilvusVLLMError):
-        return hits_.as_given(range(len(texts)), str(scores))
+    try:
+        scores = yield from scores_from_here(ranker, health, query.text, texts, deadline)
+    except RerankError as error:
+        if ranker.on_error != "skip":
+            raise
+        return hits_.as_given(range(len(texts)), str(error))
     return hits_.ranked_by_client(scores)
 
 
 def scores_from_here(
-    service: RerankService,
-    pools: Sequence[tuple[str, Sequence[str | None]]],
+    ranker: VLLMRanker,
+    health: Health,
+    query: str,
+    texts: Sequence[str | None],
     deadline: Deadline,
-) -> Flow[list[Scores | MilvusVLLMError]]:
-    """Score pools; with `on_error="skip"` an error takes the place of a pool's scores."""
-    may_fail = service.ranker.on_error == "skip"
-    rest = service.from_here.rest() if may_fail else None
-    if rest is not None:
-        return [rest] * len(pools)
-    scored = yield from rerank_texts(service.ranker, pools, deadline, errors_apart=may_fail)
-    for (_, texts), scores in zip(pools, scored, strict=True):
-        if not isinstance(scores, MilvusVLLMError):
-            service.check_spread(texts, scores)
+    in_flight: int | None = None,
+) -> Flow[Scores]:
+    """Score texts, and note how that went; a service that is spared raises without being asked.
+
+    Args:
+        ranker: The model and how it is asked.
+        health: How the service has been doing.
+        query: What the texts are scored against.
+        texts: The texts.
+        deadline: When all must be done.
+        in_flight: Requests at once; None is the ranker's `max_concurrency`.
+    """
+    may_fail = ranker.on_error == "skip"
+    if may_fail and (spared := health.from_here.rest()):
+        raise spared
+    try:
+        limit = in_flight or ranker.max_concurrency
+        scores = yield from scores_of(ranker, query, texts, deadline, limit)
+    except RerankError as error:
+        if may_fail:
+            health.from_here.note([error], worked=False)
+        raise
+    health.check_spread(texts, scores)
     if may_fail:
-        service.from_here.note(
-            [scores for scores in scored if isinstance(scores, MilvusVLLMError)],
-            worked=any(map(_has_scores, scored)),
-        )
-    return scored
+        health.from_here.note([], worked=any(score is not None for score in scores))
+    return scores
 
 
-def _has_scores(scores: Scores | MilvusVLLMError) -> bool:
-    return not isinstance(scores, MilvusVLLMError) and any(score is not None for score in scores)
+def scores_of(
+    ranker: VLLMRanker,
+    query: str,
+    texts: Sequence[str | None],
+    deadline: Deadline,
+    in_flight: int,
+) -> Flow[Scores]:
+    """Score texts in requests of `max_client_batch_size`, several at once.
+
+    Texts that are null or empty are not sent: some models refuse them, and their whole request.
+    """
+    places = [i for i, text in enumerate(texts) if hits_.has_text(text)]
+    filled = [text for text in texts if hits_.has_text(text)]
+    scores: Scores = [None] * len(texts)
+    size = ranker.max_client_batch_size or len(filled)
+    if len(filled) <= size:
+        found = [(yield from scored(ranker, query, filled, deadline))] if filled else []
+    else:
+        parts = [filled[start : start + size] for start in range(0, len(filled), size)]
+        flows = [scored(ranker, query, part, deadline) for part in parts]
+        found = yield Together(flows, in_flight)
+    for i, score in zip(places, (score for part in found for score in part), strict=True):
+        scores[i] = score
+    return scores
+
+
+def scored(
+    ranker: VLLMRanker, query: str, texts: Sequence[str], deadline: Deadline
+) -> Flow[list[float]]:
+    """Score texts in one request, tried again as the ranker says.
+
+    Raises:
+        RerankError: No try brought a score for every text.
+    """
+    request = services.build_request(ranker, query, texts)
+    for attempt in count(1):
+        try:
+            return services.read_scores((yield Send(request, deadline)), request)
+        except RerankError as error:
+            left = deadline.remaining()
+            pause = services.pause_before_retry(error, attempt, ranker, left)
+            if pause is None:
+                raise
+        yield Pause(pause)
+    raise AssertionError  # the last try returns or raises
+
+
+def served_models(ranker: VLLMRanker, deadline: Deadline) -> Flow[list[str]]:
+    """Ask once which models the ranker's endpoint serves.
+
+    Raises:
+        RerankError: It could not be asked.
+    """
+    request = services.build_models_request(ranker)
+    return services.read_models((yield Send(request, deadline)), request)

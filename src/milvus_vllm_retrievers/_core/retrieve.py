@@ -1,274 +1,414 @@
-"""One retrieval, decided once, as a flow: search, rerank, fall back."""
+"""Retrieval as a flow: search, rerank, fall back; for one query, and for many together."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from milvus_vllm_retrievers._core import hits as hits_
-from milvus_vllm_retrievers._core import requests
-from milvus_vllm_retrievers._core.cool_down import RerankService
+from milvus_vllm_retrievers._core import milvus_calls, requests
 from milvus_vllm_retrievers._core.deadline import Deadline
 from milvus_vllm_retrievers._core.hits import Hit
-from milvus_vllm_retrievers._core.layout import VectorField
-from milvus_vllm_retrievers._core.milvus_calls import (
-    before_fallback,
-    call_all,
-    call_once,
-    meant_in_reranking,
-    provider_of,
-)
-from milvus_vllm_retrievers._core.query import Encoder, Query, SearchOptions
-from milvus_vllm_retrievers._core.requests import Leg, SearchCall
+from milvus_vllm_retrievers._core.milvus_calls import before_fallback, meant_in_reranking
+from milvus_vllm_retrievers._core.query import MAX_LIMIT, Encoder, Query, SearchOptions
+from milvus_vllm_retrievers._core.requests import Leg
 from milvus_vllm_retrievers._core.rerank_texts import scores_from_here
-from milvus_vllm_retrievers._core.server import Server
-from milvus_vllm_retrievers._core.steps import Encode, Flow
-from milvus_vllm_retrievers._core.target import Target
-from milvus_vllm_retrievers.errors import ConfigurationError, MilvusVLLMError
-from milvus_vllm_retrievers.ranker import VLLMRanker
+from milvus_vllm_retrievers._core.steps import Encode, Flow, Together
+from milvus_vllm_retrievers._core.target import Reranking, Target
+from milvus_vllm_retrievers.errors import (
+    ConfigurationError,
+    MilvusVLLMError,
+    RerankError,
+    SearchError,
+)
 
+# How many queries of a batch are embedded, or searched for alone, at once, unless a limit is given.
+AT_ONCE = 8
+# What one search for many queries may bring: gRPC refuses more than 256 MB.
+_BYTES_OF_ONE_ANSWER = 64_000_000
+_BYTES_OF_A_ROW = 16_000  # until rows have been seen
 
-def reranks_in_milvus(ranker: VLLMRanker, server: Server) -> bool:
-    """Decide who reranks: Milvus (True) or this process (False)."""
-    if ranker.mode == "auto":
-        return server.known and server.provider == "vllm" and not ranker.client_only_reasons
-    return ranker.mode == "server"
+Outcome = list[Hit] | Exception
 
 
 def retrieve(
     target: Target,
-    service: RerankService | None,
-    queries: Sequence[Query],
+    reranking: Reranking | None,
+    query: Query,
     options: SearchOptions,
     deadline: Deadline,
-) -> Flow[list[list[Hit]]]:
-    """Retrieve `k` hits for each query: search, rerank, fall back where that was asked for."""
-    in_milvus = service is not None and reranks_in_milvus(service.ranker, target.server)
-    if in_milvus:
-        provider_of(target.server, "mode='server'")
-    search = yield from _prepared(target, queries, options, deadline)
-    if service is None:
-        return (yield from search.plain(options.k))
-    if in_milvus:
-        found = yield from _reranked_by_milvus(search, service)
-    else:
-        pools = yield from search.candidates()
-        found = yield from _reranked_by_client(search, service, pools)
-    return [hits_.above(hits, options.score_threshold) for hits in found]
+    in_flight: int | None = None,
+) -> Flow[list[Hit]]:
+    """Retrieve one query's `k` hits, best first.
+
+    Args:
+        target: The collection.
+        reranking: How candidates are reranked; None leaves them in retrieval order.
+        query: The question.
+        options: How to search, resolved for the target's layout.
+        deadline: When it must be done.
+        in_flight: Rerank requests at once; None is the ranker's `max_concurrency`.
+    """
+    search = yield from _prepared(target, query, options, deadline)
+    return (yield from _answered(search, reranking, query, in_flight))
 
 
 def candidates(
-    target: Target, queries: Sequence[Query], options: SearchOptions, deadline: Deadline
-) -> Flow[list[list[Hit]]]:
+    target: Target, query: Query, options: SearchOptions, deadline: Deadline
+) -> Flow[list[Hit]]:
     """Retrieve what would be reranked, in retrieval order."""
-    search = yield from _prepared(target, queries, options, deadline)
-    return (yield from search.candidates())
+    search = yield from _prepared(target, query, options, deadline)
+    return (yield from search.candidates())[0]
+
+
+def retrieve_many(
+    target: Target,
+    reranking: Reranking | None,
+    queries: Sequence[Query],
+    options: SearchOptions,
+    max_concurrency: int | None,
+) -> Flow[list[Outcome]]:
+    """Retrieve for several queries, each with a time limit and an outcome of its own.
+
+    Where Milvus reranks, each query is a search by itself, since Milvus reranks the queries of one
+    search in turn. Else queries share searches, as many as one answer can bring.
+
+    Args:
+        target: The collection.
+        reranking: How candidates are reranked; None leaves them in retrieval order.
+        queries: The questions.
+        options: How to search, resolved for the target's layout.
+        max_concurrency: What may be in flight at once: embeddings, searches, rerank requests.
+            None is the ranker's `max_concurrency` for what it concerns, and 8.
+
+    Returns:
+        The hits of each query, or the error that took their place.
+    """
+    rerank_limit = AT_ONCE if reranking is None else reranking.ranker.max_concurrency
+    limit = min(rerank_limit, max_concurrency or rerank_limit)
+    together = _Together(target, reranking, options, limit, max_concurrency or AT_ONCE)
+    in_milvus = reranking is not None and reranking.route.reranked_by == "milvus"
+    if in_milvus or target.server.is_lite or len(queries) == 1:
+        return (yield from together.each_alone(queries))
+    outcomes: list[Outcome] = []
+    row_bytes = _BYTES_OF_A_ROW
+    while len(outcomes) < len(queries):
+        size = _share(row_bytes, len(target.layout.vector_fields) * options.pool)
+        share = queries[len(outcomes) : len(outcomes) + size]
+        found, row_bytes = yield from together.sharing(share, row_bytes)
+        outcomes += found
+    return outcomes
+
+
+def _answered(
+    search: _Search, reranking: Reranking | None, query: Query, in_flight: int | None
+) -> Flow[list[Hit]]:
+    """Search and rerank, where the query's vectors are there."""
+    if reranking is None:
+        return (yield from search.plain(search.options.k))[0]
+    if reranking.route.reranked_by == "milvus":
+        found = yield from _reranked_by_milvus(search, reranking, query, in_flight)
+    else:
+        pool = (yield from search.candidates())[0]
+        found = yield from _reranked_by_client(search, reranking, query, pool, in_flight)
+    return hits_.above(found, search.options.score_threshold)
+
+
+def _share(row_bytes: int, rows: int) -> int:
+    """Return for how many queries one search can answer with so many rows each."""
+    size = _BYTES_OF_ONE_ANSWER // (row_bytes * min(rows, MAX_LIMIT))
+    return min(max(size, 1), requests.MAX_QUERIES)
+
+
+class _Together(NamedTuple):
+    """What the queries of one batch have in common."""
+
+    target: Target
+    reranking: Reranking | None
+    options: SearchOptions
+    limit: int  # of searches that rerank, and of rerank requests
+    embedding_limit: int
+
+    def each_alone(self, queries: Sequence[Query]) -> Flow[list[Outcome]]:
+        """Retrieve for each query by itself."""
+        limit = self._limit_of(self.limit, queries)
+        in_flight = max(self.limit // min(limit, len(queries)), 1)
+        flows = [self._alone(query, in_flight) for query in queries]
+        return (yield Together(flows, limit, return_exceptions=True))  # type: ignore[no-any-return]
+
+    def _alone(self, query: Query, in_flight: int) -> Flow[list[Hit]]:
+        deadline = Deadline.after(self.options.timeout)
+        return (
+            yield from retrieve(
+                self.target, self.reranking, query, self.options, deadline, in_flight
+            )
+        )
+
+    def sharing(self, queries: Sequence[Query], row_bytes: int) -> Flow[tuple[list[Outcome], int]]:
+        """Retrieve for queries that share searches; return also what a row may weigh."""
+        limit = self._limit_of(self.embedding_limit, queries)
+        deadline = Deadline.after(self.options.timeout)
+        flows = [_prepared(self.target, query, self.options, deadline) for query in queries]
+        prepared: list[_Search | Exception] = yield Together(flows, limit, return_exceptions=True)
+        outcomes: dict[int, Outcome] = {}
+        groups: dict[tuple[str, ...], list[int]] = {}
+        for i, search in enumerate(prepared):
+            if isinstance(search, Exception):
+                outcomes[i] = search
+            else:  # queries with a vector of their own may search other fields
+                groups.setdefault(search.fields, []).append(i)
+        for places in groups.values():
+            searches = [prepared[i] for i in places]
+            asked = [queries[i] for i in places]
+            found, row_bytes = yield from self._one_search(asked, searches, row_bytes)
+            outcomes.update(zip(places, found, strict=True))
+        return [outcomes[i] for i in range(len(queries))], row_bytes
+
+    def _one_search(
+        self, queries: Sequence[Query], searches: Sequence[Any], row_bytes: int
+    ) -> Flow[tuple[list[Outcome], int]]:
+        limit = self.options.k if self.reranking is None else searches[0].pool
+        deadline = Deadline.after(self.options.timeout)
+        shared = _merged(searches, deadline)
+        try:
+            pools = yield from shared.plain(limit)
+        except SearchError as error:
+            if error.is_of_connection or len(queries) == 1:
+                return [error] * len(queries), row_bytes
+            # What was too much for one search, or wrong with one query, is found out one by one.
+            pairs = zip(searches, queries, strict=True)
+            flows = [self._searched_alone(search, query) for search, query in pairs]
+            return (yield Together(flows, self.limit, return_exceptions=True)), row_bytes
+        row_bytes = max(row_bytes, *map(_weight, pools))
+        if self.reranking is None:
+            return list(pools), row_bytes
+        left = deadline.remaining()
+        if left is not None and self.options.timeout is not None:
+            # Each query has done its part of the search that they shared.
+            left = self.options.timeout - (self.options.timeout - left) / len(queries)
+        in_flight = max(self.limit // len(queries), 1)
+        flows = [
+            self._rest(shared, query, pool, left, in_flight)
+            for query, pool in zip(queries, pools, strict=True)
+        ]
+        found = yield Together(flows, self.limit, return_exceptions=True)
+        return found, row_bytes
+
+    def _searched_alone(self, search: _Search, query: Query) -> Flow[list[Hit]]:
+        search = search._replace(deadline=Deadline.after(self.options.timeout))
+        return (yield from _answered(search, self.reranking, query, 1))
+
+    def _rest(
+        self,
+        search: _Search,
+        query: Query,
+        pool: Sequence[Hit],
+        seconds: float | None,
+        in_flight: int,
+    ) -> Flow[list[Hit]]:
+        """Rerank one query's candidates in the time that it has left."""
+        assert self.reranking is not None
+        search = search._replace(deadline=Deadline.after(seconds))
+        found = yield from _reranked_by_client(search, self.reranking, query, pool, in_flight)
+        return hits_.above(found, self.options.score_threshold)
+
+    def _limit_of(self, limit: int, queries: Sequence[Query]) -> int:
+        """Return `limit`, or what the encoders allow where that is less."""
+        embedded = all(query.embedding is not None for query in queries)
+        try:
+            fields = self.target.searched_fields(embedded=embedded)
+        except ConfigurationError:
+            return limit  # each query meets it by itself
+        own = [encoder.limit for _, encoder in fields if encoder is not None and encoder.limit]
+        return min([limit, *own])
+
+
+def _weight(pool: Sequence[Hit]) -> int:
+    """Return roughly what the heaviest of a few rows takes in an answer, in bytes."""
+    return max((len(repr((hit.text, hit.fields)).encode()) for hit in pool[:3]), default=0)
 
 
 def _prepared(
-    target: Target, queries: Sequence[Query], options: SearchOptions, deadline: Deadline
+    target: Target, query: Query, options: SearchOptions, deadline: Deadline
 ) -> Flow[_Search]:
     if options.expr_params and target.server.is_lite:
         raise ConfigurationError(
-            "Milvus Lite takes no filter templates (expr_params): write the values into expr, "
-            "such as 'tenant == \"a\"'"
+            "Milvus Lite takes no filter templates (expr_params): pass the values as filters="
         )
     requests.check_search_params(options.search_params, target.layout)
-    legs = yield from _legs(target, queries, deadline)
-    return _Search(target, queries, legs, options.narrowed(expr=target.expr), deadline)
+    legs = yield from _legs(target, query, deadline)
+    options.check_pool(len(legs))
+    return _Search(target, legs, options, deadline)
 
 
-def _legs(target: Target, queries: Sequence[Query], deadline: Deadline) -> Flow[list[Leg]]:
-    embeddings = [query.embedding for query in queries if query.embedding is not None]
-    searched = target.searched_fields(embedded=len(embeddings) == len(queries))
-    encoded: dict[tuple[int, bool], Sequence[Any]] = {}
+def _legs(target: Target, query: Query, deadline: Deadline) -> Flow[list[Leg]]:
+    encoded: dict[tuple[int, bool], Any] = {}
     legs = []
-    for vector, encoder in searched:
+    for vector, encoder in target.searched_fields(embedded=query.embedding is not None):
         if vector.takes_text:
-            legs.append(Leg(vector, [query.text for query in queries]))
+            legs.append(Leg(vector, [query.text]))
         elif encoder is None:
-            legs.append(requests.make_leg(vector, embeddings))
+            legs.append(requests.make_leg(vector, [query.embedding]))
         else:
             kind = id(encoder), vector.is_dense
             if kind not in encoded:
-                encoded[kind] = yield from _encoded(vector, encoder, queries, deadline)
-            legs.append(requests.make_leg(vector, encoded[kind]))
+                encoded[kind] = yield from _encoded(encoder, query, deadline)
+            legs.append(requests.make_leg(vector, [encoded[kind]]))
     return legs
 
 
-def _encoded(
-    vector: VectorField, encoder: Encoder, queries: Sequence[Query], deadline: Deadline
-) -> Flow[list[Any]]:
-    """Return each query's vector: its own dense one where it brings one, else the encoder's."""
-    asked = [query for query in queries if query.embedding is None or not vector.is_dense]
-    vectors = yield Encode(encoder, asked, deadline)
-    if len(vectors) != len(asked):
-        raise ConfigurationError(
-            f"the encoder of field {vector.name!r} made {len(vectors)} vectors for "
-            f"{len(asked)} queries"
-        )
-    made = iter(vectors)
-    return [
-        query.embedding if query.embedding is not None and vector.is_dense else next(made)
-        for query in queries
-    ]
+def _encoded(encoder: Encoder, query: Query, deadline: Deadline) -> Flow[Any]:
+    return (yield Encode(encoder, query, deadline))
 
 
 class _Search(NamedTuple):
-    """The searches one retrieval may need, over the same legs."""
+    """The searches that a retrieval may need, over the same legs."""
 
     target: Target
-    queries: Sequence[Query]
     legs: Sequence[Leg]
     options: SearchOptions
     deadline: Deadline
 
-    def of(self, places: Sequence[int]) -> _Search:
-        """Return the same for some of the queries."""
-        legs = [Leg(leg.field, [leg.data[i] for i in places]) for leg in self.legs]
-        return self._replace(queries=[self.queries[i] for i in places], legs=legs)
-
-    def shares(self, most: int) -> list[_Search]:
-        """Share the queries out to so many requests: Milvus reranks those of one in turn."""
-        size = math.ceil(len(self.queries) / most)
-        every = range(len(self.queries))
-        if size >= len(every):
-            return [self]
-        return [self.of(every[start : start + size]) for start in every[::size]]
-
-    def plain(self, limit: int) -> Flow[list[list[Hit]]]:
-        call = requests.plain_call(
-            self.target.layout.name,
-            self.legs,
-            self.options,
-            self.target.output_fields,
-            limit=limit,
-        )
-        answer = yield from call_once(self.target, call, self.deadline)
-        return [self.target.rows.retrieved(rows) for rows in answer]
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The vector fields that are searched."""
+        return tuple(leg.field.name for leg in self.legs)
 
     @property
     def pool(self) -> int:
         """How many candidates there can be for a query."""
         return requests.candidate_limit(self.legs, self.options)
 
+    def plain(self, limit: int) -> Flow[list[list[Hit]]]:
+        """Search without a ranker; return each query's hits."""
+        name = self.target.layout.name
+        wanted = requests.plain_call(
+            name, self.legs, self.options, self.target.output_fields, limit=limit
+        )
+        answer = yield from milvus_calls.search(name, wanted, self.deadline)
+        return [self.target.rows.retrieved(rows) for rows in answer]
+
     def candidates(self) -> Flow[list[list[Hit]]]:
+        """Search for what is to be reranked."""
         return self.plain(self.pool)
 
-    def reranked(self, ranker: VLLMRanker, limit: int) -> Flow[list[list[Hit] | MilvusVLLMError]]:
-        """Return each query's hits, scored by Milvus, or the error that takes their place."""
-        parts = self.shares(ranker.max_concurrency)
-        answers = yield from call_all(
-            self.target,
-            [part.reranked_call(ranker, limit) for part in parts],
-            before_fallback(self.deadline, ranker.on_error),
-            ranker.max_concurrency,
-        )
-        found: list[list[Hit] | MilvusVLLMError] = []
-        for part, answer in zip(parts, answers, strict=True):
-            if isinstance(answer, MilvusVLLMError):
-                found += [meant_in_reranking(answer)] * len(part.queries)
-            else:
-                found += [self.target.rows.reranked(rows) for rows in answer]
-        return found
-
-    def reranked_call(self, ranker: VLLMRanker, limit: int) -> SearchCall:
-        server = self.target.server
-        function = ranker.to_function(
-            [query.text for query in self.queries],
-            self.target.text_field,
-            provider=provider_of(server, "mode='server'"),
-        )
-        return requests.reranked_call(
-            self.target.layout.name,
+    def reranked(self, reranking: Reranking, query: Query, limit: int) -> Flow[list[Hit]]:
+        """Return one query's hits, scored by Milvus."""
+        target = self.target
+        wanted = requests.reranked_call(
+            target.layout.name,
             self.legs,
             self.options,
-            self.target.output_fields,
-            function=function,
+            target.output_fields,
+            function=reranking.function(query, target),
             limit=limit,
-            search_reranks_exactly=not server.is_lite,
+            search_reranks_exactly=not target.server.is_lite,
         )
+        deadline = before_fallback(self.deadline, reranking.ranker.on_error)
+        try:
+            answer = yield from milvus_calls.search(target.layout.name, wanted, deadline)
+        except SearchError as error:
+            raise meant_in_reranking(error) from error.__cause__
+        return target.rows.reranked(answer[0])
 
 
-def _reranked_by_milvus(search: _Search, service: RerankService) -> Flow[list[list[Hit]]]:
-    falls_back = service.ranker.on_error != "raise"
-    rest = service.in_milvus.rest() if falls_back else None
-    found: list[list[Hit] | MilvusVLLMError]
-    if rest:
-        found = [rest] * len(search.queries)
-    else:
-        found = yield from _all_with_texts(search, service.ranker)
-    ranked = [hits for hits in found if not isinstance(hits, MilvusVLLMError)]
-    for hits in ranked:
-        service.check_spread((hit.text for hit in hits), [hit.relevance_score for hit in hits])
-    worked = any(ranked)
-    if len(ranked) == len(found):
-        service.in_milvus.note([], worked=worked)
-        return ranked
-    errors = {i: hits for i, hits in enumerate(found) if isinstance(hits, MilvusVLLMError)}
-    if not falls_back:
-        raise next(iter(errors.values()))
-    fallen = yield from _fall_back(
-        search.of(list(errors)), service, list(errors.values()), worked=worked
-    )
-    instead = dict(zip(errors, fallen, strict=True))
-    return [
-        instead[i] if isinstance(hits, MilvusVLLMError) else hits for i, hits in enumerate(found)
+def _merged(searches: Sequence[_Search], deadline: Deadline) -> _Search:
+    """Return one search for the queries of several."""
+    legs = [
+        Leg(legs[0].field, [data for leg in legs for data in leg.data])
+        for legs in zip(*(search.legs for search in searches), strict=True)
     ]
+    return searches[0]._replace(legs=legs, deadline=deadline)
 
 
-def _all_with_texts(search: _Search, ranker: VLLMRanker) -> Flow[list[list[Hit] | MilvusVLLMError]]:
+def _reranked_by_milvus(
+    search: _Search, reranking: Reranking, query: Query, in_flight: int | None
+) -> Flow[list[Hit]]:
+    ranker, _, health = reranking
+    falls_back = ranker.on_error != "raise"
+    error: MilvusVLLMError | None = health.in_milvus.rest() if falls_back else None
+    if error is None:
+        try:
+            hits = yield from _with_texts(search, reranking, query)
+        except MilvusVLLMError as failed:
+            if not falls_back:
+                raise
+            error = failed
+        else:
+            health.in_milvus.note([], worked=bool(hits))
+            health.check_spread((hit.text for hit in hits), [hit.relevance_score for hit in hits])
+            return hits
+    return (yield from _fall_back(search, reranking, query, error, in_flight))
+
+
+def _with_texts(search: _Search, reranking: Reranking, query: Query) -> Flow[list[Hit]]:
     """Have Milvus rerank, and see to it that a row without a text takes no other row's place.
 
     Milvus scores it like any other and cuts to `k` then. Where one is among the `k`, all
     candidates are asked for, and the cut is made here.
     """
     k = search.options.k
-    found = yield from search.reranked(ranker, k)
-    short = [
-        i
-        for i, hits in enumerate(found)
-        if not isinstance(hits, MilvusVLLMError) and len(hits) == k < search.pool
-        # Unscored rows come last.
-        if hits[-1].relevance_score is None
-    ]
-    if not short:
-        return found
-    again = yield from search.of(short).reranked(ranker, search.pool)
-    replaced = dict(zip(short, again, strict=True))
-    everything = [replaced.get(i, hits) for i, hits in enumerate(found)]
-    return [hits if isinstance(hits, MilvusVLLMError) else hits[:k] for hits in everything]
+    if search.target.server.is_lite and search.target.text.nullable:
+        return (yield from _with_texts_on_lite(search, reranking, query))[:k]
+    hits = yield from search.reranked(reranking, query, k)
+    # Unscored rows come last.
+    if len(hits) == k < search.pool and hits[-1].relevance_score is None:
+        hits = yield from search.reranked(reranking, query, search.pool)
+    return hits[:k]
+
+
+def _with_texts_on_lite(search: _Search, reranking: Reranking, query: Query) -> Flow[list[Hit]]:
+    """Have Milvus Lite rerank the candidates that have a text: one null fails its whole search."""
+    pool = (yield from search.candidates())[0]
+    empty = [hit for hit in pool if hit.text is None]
+    if not empty:
+        return (yield from search.reranked(reranking, query, search.pool))
+    keys = [hit.pk for hit in pool if hit.text is not None]
+    hits: list[Hit] = []
+    if keys:
+        expr = requests.has_key_in(search.target.layout, keys)
+        narrowed = search._replace(options=search.options.narrowed(expr=expr))
+        hits = yield from narrowed.reranked(reranking, query, len(keys))
+    hits += hits_.unranked(empty, hits_.NO_TEXT)
+    return sorted(hits, key=lambda hit: hits_.relevance_order(hit.relevance_score, hit.pk))
 
 
 def _fall_back(
-    search: _Search, service: RerankService, errors: Sequence[MilvusVLLMError], *, worked: bool
-) -> Flow[list[list[Hit]]]:
+    search: _Search,
+    reranking: Reranking,
+    query: Query,
+    error: MilvusVLLMError,
+    in_flight: int | None,
+) -> Flow[list[Hit]]:
     """Do without Milvus's reranking.
 
     Servers word a rerank service's failure in many ways, so any failed search comes here. Where
     it was the search after all, the one that follows fails too, and says so.
     """
-    from_here = service.ranker.on_error == "client"
-    found = yield from (search.candidates() if from_here else search.plain(search.options.k))
-    service.in_milvus.note(errors, worked=worked)
+    from_here = reranking.ranker.on_error == "client"
+    pool = (yield from search.plain(search.pool if from_here else search.options.k))[0]
+    reranking.health.in_milvus.note([error], worked=False)
     if from_here:
-        return (yield from _reranked_by_client(search, service, found))
-    return [
-        hits_.unranked(hits, reason=str(error)) for hits, error in zip(found, errors, strict=True)
-    ]
+        return (yield from _reranked_by_client(search, reranking, query, pool, in_flight))
+    return hits_.unranked(pool, reason=str(error))
 
 
 def _reranked_by_client(
-    search: _Search, service: RerankService, pools: Sequence[Sequence[Hit]]
-) -> Flow[list[list[Hit]]]:
+    search: _Search,
+    reranking: Reranking,
+    query: Query,
+    pool: Sequence[Hit],
+    in_flight: int | None,
+) -> Flow[list[Hit]]:
+    ranker, _, health = reranking
     k = search.options.k
-    texts = [[hit.text for hit in pool] for pool in pools]
-    asked = [(query.text, pool) for query, pool in zip(search.queries, texts, strict=True)]
-    scored = yield from scores_from_here(service, asked, search.deadline)
-    return [
-        hits_.unranked(pool[:k], reason=str(scores))
-        if isinstance(scores, MilvusVLLMError)
-        else hits_.reranked_by_client(pool, scores, k)
-        for pool, scores in zip(pools, scored, strict=True)
-    ]
+    texts = [hit.text for hit in pool]
+    try:
+        scores = yield from scores_from_here(
+            ranker, health, query.text, texts, search.deadline, in_flight
+        )
+    except RerankError as error:
+        if ranker.on_error != "skip":
+            raise
+        return hits_.unranked(pool[:k], reason=str(error))
+    return hits_.reranked_by_client(pool, scores, k)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import random
 import ssl
 import weakref
 from collections.abc import Mapping, Sequence
@@ -18,16 +19,8 @@ from urllib.parse import urljoin
 
 import anyio
 import httpx
-from tenacity import (
-    AsyncRetrying,
-    RetryCallState,
-    Retrying,
-    stop_after_attempt,
-    wait_exponential,
-    wait_random,
-)
 
-from milvus_vllm_retrievers._core.deadline import NO_DEADLINE, Deadline
+from milvus_vllm_retrievers._core.deadline import Deadline
 from milvus_vllm_retrievers._core.fork import forget_in_child
 from milvus_vllm_retrievers._core.idle import LONGEST_REST, IdleClients
 from milvus_vllm_retrievers._core.per_loop import PerLoop
@@ -221,24 +214,34 @@ def transport_error(error: Exception, request: RerankRequest) -> RerankConnectio
     return caused(failed, error, request.redacted)
 
 
-def should_retry(state: RetryCallState) -> bool:
-    """Tell whether the failure of this attempt may be gone in the next."""
-    error = state.outcome.exception() if state.outcome else None
+def pause_before_retry(
+    error: Exception, attempt: int, ranker: VLLMRanker, seconds_left: float | None
+) -> float | None:
+    if attempt > ranker.max_retries:
+        return None
     if isinstance(error, RerankStatusError):
-        if error.status_code == _RETRIED_ONCE_STATUS:
-            return state.attempt_number == 1
-        return error.status_code in _RETRIED_STATUSES
-    return isinstance(error, RerankConnectionError) and not isinstance(error, RerankTimeoutError)
-
-
-_backoff = wait_exponential(multiplier=0.2, max=_LONGEST_WAIT) + wait_random(0, 0.2)
-
-
-def seconds_to_wait(state: RetryCallState) -> float:
-    """Return the pause before the next attempt: a growing one, or what Retry-After asks."""
-    error = state.outcome.exception() if state.outcome else None
+        retried = error.status_code in _RETRIED_STATUSES or (
+            error.status_code == _RETRIED_ONCE_STATUS and attempt == 1
+        )
+    else:
+        retried = isinstance(error, RerankConnectionError) and not isinstance(
+            error, RerankTimeoutError
+        )
+    if not retried:
+        return None
     asked = error.retry_after if isinstance(error, RerankStatusError) else None
-    return max(_backoff(state), asked or 0.0)
+    pause = max(min(0.2 * 2 ** (attempt - 1), _LONGEST_WAIT) + random.uniform(0, 0.2), asked or 0.0)
+    if pause > _LONGEST_WAIT or (seconds_left is not None and pause >= seconds_left):
+        return None
+    return pause
+
+
+def build_models_request(ranker: VLLMRanker) -> RerankRequest:
+    raise RerankConnectionError("not yet")
+
+
+def read_models(answer: Answer, request: RerankRequest) -> list[str]:
+    return []
 
 
 def _retry_after(headers: httpx.Headers) -> float | None:
@@ -250,7 +253,7 @@ def _retry_after(headers: httpx.Headers) -> float | None:
     return max(seconds, 0.0) if math.isfinite(seconds) else None
 
 
-class VLLMClient:
+class RerankClient:
     """Sends rerank requests, blocking or async; safe to share between threads and loops.
 
     Args:
@@ -268,34 +271,6 @@ class VLLMClient:
         self._finalizer = weakref.finalize(self, _close_resting, self._clients)
         self._async_clients = PerLoop(partial(IdleClients, _new_async_client), _aclose_resting)
 
-    def rerank(
-        self, query: str, documents: Sequence[str], deadline: Deadline = NO_DEADLINE
-    ) -> list[float]:
-        """Score documents, retrying as the ranker says.
-
-        Args:
-            query: The query text.
-            documents: One text or more.
-            deadline: When all tries together must be done.
-
-        Returns:
-            One score per document, in the documents' order.
-
-        Raises:
-            RerankError: No attempt brought a score for every document.
-        """
-        request = build_request(self._ranker, query, documents)
-        retrying = Retrying(**self._retry_policy(deadline))
-        return retrying(self._send, request, deadline)
-
-    async def arerank(
-        self, query: str, documents: Sequence[str], deadline: Deadline = NO_DEADLINE
-    ) -> list[float]:
-        """Score documents; the async twin of `rerank`."""
-        request = build_request(self._ranker, query, documents)
-        retrying = AsyncRetrying(**self._retry_policy(deadline))
-        return await retrying(self._asend, request, deadline)
-
     def forget_connections(self) -> Sequence[object]:
         """Give up the connections of the parent process, without closing them."""
         inherited = (self._clients, self._async_clients)
@@ -312,7 +287,7 @@ class VLLMClient:
         await self._async_clients.close()
         self.close()
 
-    def _send(self, request: RerankRequest, deadline: Deadline) -> list[float]:
+    def send(self, request: RerankRequest, deadline: Deadline) -> Answer:
         limit = self._limit(request, deadline)
         arguments = _stream_arguments(request, limit)
         client = self._clients.lend()
@@ -326,12 +301,12 @@ class VLLMClient:
         except (httpx.HTTPError, TimeoutError) as error:
             failed = transport_error(error, request)
         else:
-            return read_scores(answer, request)
+            return answer
         finally:
             _close(self._clients.take_back(client))
         raise failed
 
-    async def _asend(self, request: RerankRequest, deadline: Deadline) -> list[float]:
+    async def asend(self, request: RerankRequest, deadline: Deadline) -> Answer:
         """Send in a task of its own, so that a cancelled call leaves no socket behind.
 
         httpx cleans up after a cancelled scope of anyio, but not wherever asyncio's `cancel`
@@ -344,7 +319,7 @@ class VLLMClient:
             deadline=math.inf if seconds is None else anyio.current_time() + seconds
         )
 
-        async def exchange() -> list[float] | None:
+        async def exchange() -> Answer | None:
             with scope:
                 return await self._exchange(request, limit)
             return None
@@ -360,7 +335,7 @@ class VLLMClient:
             raise transport_error(TimeoutError("the answer was not complete in time"), request)
         return scores
 
-    async def _exchange(self, request: RerankRequest, limit: Deadline) -> list[float]:
+    async def _exchange(self, request: RerankRequest, limit: Deadline) -> Answer:
         arguments = _stream_arguments(request, limit)
         clients = await self._async_clients.get()
         client = clients.lend()
@@ -374,7 +349,7 @@ class VLLMClient:
         except (httpx.HTTPError, TimeoutError) as error:
             failed = transport_error(error, request)
         else:
-            return read_scores(answer, request)
+            return answer
         finally:
             await _aclose(clients.take_back(client))
         raise failed
@@ -387,19 +362,6 @@ class VLLMClient:
                 f"{request.url} was not asked: the call's timeout is used up; raise it"
             )
         return limit
-
-    def _retry_policy(self, deadline: Deadline) -> dict[str, Any]:
-        attempts = stop_after_attempt(1 + self._ranker.max_retries)
-        return {
-            "retry": should_retry,
-            "wait": seconds_to_wait,
-            "stop": lambda s: (
-                attempts(s)
-                or s.upcoming_sleep > _LONGEST_WAIT
-                or deadline.passes_within(s.upcoming_sleep)
-            ),
-            "reraise": True,
-        }
 
 
 @cache

@@ -11,20 +11,21 @@ from typing import Any, NamedTuple, TypeVar
 
 from milvus_vllm_retrievers._core.deadline import Deadline
 from milvus_vllm_retrievers._core.query import Encoder, Query
+from milvus_vllm_retrievers._core.services import RerankRequest
 
 T = TypeVar("T")
 
 
 class Encode(NamedTuple):
-    """Turn queries into vectors."""
+    """Turn a query into a vector."""
 
     encoder: Encoder
-    queries: Sequence[Query]
+    query: Query
     deadline: Deadline
 
 
 class CallMilvus(NamedTuple):
-    """Call a method of the Milvus client."""
+    """Call a method of the Milvus client, once."""
 
     what: str
     method: str
@@ -32,25 +33,30 @@ class CallMilvus(NamedTuple):
     deadline: Deadline
 
 
-class Rerank(NamedTuple):
-    """Ask vLLM for the scores of texts."""
+class Send(NamedTuple):
+    """Send a request to the rerank service, once, and return its answer."""
 
-    query: str
-    texts: Sequence[str]
+    request: RerankRequest
     deadline: Deadline
 
 
-class Together(NamedTuple):
-    """Do several steps at once, at most `limit` in flight.
+class Pause(NamedTuple):
+    """Wait before another try."""
 
-    The first error ends them all, unless `errors_apart`: then a step's error of this package
-    takes the place of its result.
+    seconds: float
+
+
+class Together(NamedTuple):
+    """Run several flows at once, at most `limit` of them under way.
+
+    A flow starts when its turn comes. The first error ends them all, unless `return_exceptions`:
+    then a flow's error takes the place of its result.
     """
 
-    steps: Sequence[Rerank | CallMilvus]
+    flows: Sequence[Flow[Any]]
     limit: int
-    errors_apart: bool = False
+    return_exceptions: bool = False
 
 
-Step = Encode | CallMilvus | Rerank | Together
+Step = Encode | CallMilvus | Send | Pause | Together
 Flow = Generator[Step, Any, T]

@@ -1,18 +1,30 @@
-"""The collection that is searched, found out once: its fields, and what its server can do."""
+"""The collection that is searched, found out once and looked at again: its fields, its server."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from milvus_vllm_retrievers._core.cool_down import Health
 from milvus_vllm_retrievers._core.deadline import Deadline
-from milvus_vllm_retrievers._core.hits import RowReader
-from milvus_vllm_retrievers._core.layout import CollectionLayout, VectorField
-from milvus_vllm_retrievers._core.query import Encoder, Encoders
+from milvus_vllm_retrievers._core.hits import RerankedBy, RowReader
+from milvus_vllm_retrievers._core.layout import CollectionLayout, TextField, VectorField
+from milvus_vllm_retrievers._core.milvus_calls import call, loaded
+from milvus_vllm_retrievers._core.query import Encoder, Encoders, Query
+from milvus_vllm_retrievers._core.route import Facts, Route
 from milvus_vllm_retrievers._core.server import Server
 from milvus_vllm_retrievers._core.steps import CallMilvus, Flow
+from milvus_vllm_retrievers.ranker import VLLMRanker
+
+if TYPE_CHECKING:
+    from pymilvus import Function
 
 Searched = tuple[tuple[VectorField, Encoder | None], ...]
+
+# What of a description tells one collection, or one state of it, from another.
+_TELLING = ("collection_id", "fields", "functions", "enable_dynamic_field")
+_ROWS_LOOKED_AT = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +37,6 @@ class TargetSettings:
         vector_field: The vector field or fields to search.
         output_fields: What to fetch of each hit.
         encoders: How queries become vectors.
-        where: A filter that can only be written once the layout is known.
     """
 
     collection_name: str
@@ -33,31 +44,30 @@ class TargetSettings:
     vector_field: str | Sequence[str] | None = None
     output_fields: Sequence[str] | None = None
     encoders: Encoders = field(default_factory=Encoders)
-    where: Callable[[CollectionLayout], str | None] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """A collection and how it is searched, found out once.
+    """A collection and how it is searched.
 
     Attributes:
         settings: What the caller said of it.
+        described_as: What of its description tells it from what it may be later.
         layout: The collection's fields.
         server: What its server can do.
-        text_field: The field that is reranked.
+        text: The field that is reranked.
         output_fields: What is fetched of each hit.
-        expr: What `settings.where` says for this layout.
+        rows: Reads the rows of its answers.
         searched: The vector fields to search and their encoders, by whether queries come with a
             vector of their own; filled by `searched_fields`.
-        rows: Reads the rows of its answers.
     """
 
     settings: TargetSettings
+    described_as: Mapping[str, Any]
     layout: CollectionLayout
     server: Server
-    text_field: str
+    text: TextField
     output_fields: tuple[str, ...]
-    expr: str | None
     rows: RowReader
     searched: dict[bool, Searched] = field(default_factory=dict, compare=False, repr=False)
 
@@ -73,26 +83,120 @@ class Target:
             )
         return self.searched[embedded]
 
+    def facts(self, served: Sequence[str] | None) -> Facts:
+        """Return what the route depends on, given the models that are served."""
+        return Facts(self.server, self.text.name, self.text.nullable, served)
 
-def find_target(settings: TargetSettings, deadline: Deadline) -> Flow[Target]:
-    """Read the collection's layout and the server's version."""
-    name = settings.collection_name
-    description = yield CallMilvus(
-        f"description of collection {name!r}",
-        "describe_collection",
-        {"collection_name": name},
-        deadline,
-    )
+    def plan(self, route: Route, *, embedded: bool) -> Plan:
+        """Return what is done with a query, for people."""
+        return Plan(
+            collection=self.layout.name,
+            text_field=self.text.name,
+            text_field_why=self.text.why,
+            vector_fields=tuple(
+                (vector.name, self.layout.reached(vector, embedded=embedded))
+                for vector, _ in self.searched_fields(embedded=embedded)
+            ),
+            reranked_by=route.reranked_by,
+            why=route.why,
+        )
+
+
+class Plan(NamedTuple):
+    """How queries are served: what was chosen for the user, and why.
+
+    Attributes:
+        collection: The collection's name.
+        text_field: The field that is reranked and returned as the text.
+        text_field_why: Why that field.
+        vector_fields: The vector fields that are searched, each with how a query reaches it.
+        reranked_by: Who reranks: ``"milvus"``, ``"client"`` or None.
+        why: Why it is they.
+    """
+
+    collection: str
+    text_field: str
+    text_field_why: str
+    vector_fields: tuple[tuple[str, str], ...]
+    reranked_by: RerankedBy | None
+    why: str
+
+    def __str__(self) -> str:
+        searched = ", ".join(f"{name!r} ({how})" for name, how in self.vector_fields)
+        who = {"milvus": "reranked inside Milvus", "client": "reranked from this process"}
+        return (
+            f"collection {self.collection!r}: the text is field {self.text_field!r} "
+            f"({self.text_field_why}); searched: {searched}; "
+            f"{who.get(self.reranked_by or '', 'not reranked')} ({self.why})"
+        )
+
+
+class Reranking(NamedTuple):
+    """How one query's candidates are reranked.
+
+    Attributes:
+        ranker: The model and how it is asked.
+        route: Who asks it.
+        health: How that has been going.
+    """
+
+    ranker: VLLMRanker
+    route: Route
+    health: Health
+
+    def function(self, query: Query, target: Target) -> Function:
+        """Bind the query in the Function by which Milvus reranks."""
+        assert self.route.provider is not None
+        return self.ranker.to_function([query.text], target.text.name, provider=self.route.provider)
+
+
+def describe(name: str, deadline: Deadline) -> Flow[Mapping[str, Any]]:
+    """Read what Milvus says of a collection."""
+    what, arguments = f"description of collection {name!r}", {"collection_name": name}
+    return (yield from call(CallMilvus(what, "describe_collection", arguments, deadline)))  # type: ignore[no-any-return]
+
+
+def find_target(
+    settings: TargetSettings, description: Mapping[str, Any], deadline: Deadline
+) -> Flow[Target]:
+    """Read the collection's layout and the server's version.
+
+    Raises:
+        ConfigurationError: It does not fit the settings, or leaves a choice that is the user's.
+    """
     # An alias is described by the name of what it stands for now; requests must follow the alias.
+    name = settings.collection_name
     layout = CollectionLayout.from_description({**description, "collection_name": name})
-    text_field = layout.text_field(settings.text_field)
-    version = yield CallMilvus("version of the Milvus server", "get_server_version", {}, deadline)
+    text = layout.text_choice(settings.text_field)
+    if isinstance(text, tuple):
+        rows = yield from _some_rows(layout, text, deadline)
+        text = layout.text_field_by_length(text, rows)
+    asked = CallMilvus("version of the Milvus server", "get_server_version", {}, deadline)
+    version = yield from call(asked)
     return Target(
         settings=settings,
+        described_as=telling(description),
         layout=layout,
         server=Server.from_version(str(version)),
-        text_field=text_field,
-        output_fields=tuple(layout.output_fields(settings.output_fields, text_field)),
-        expr=settings.where(layout) if settings.where else None,
-        rows=RowReader(layout.primary_key, text_field, layout.metadata_field(text_field)),
+        text=text,
+        output_fields=tuple(layout.output_fields(settings.output_fields, text.name)),
+        rows=RowReader(layout.primary_key, text.name, layout.metadata_field(text.name)),
     )
+
+
+def telling(description: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what of a description tells whether the collection is still the same."""
+    return {key: description.get(key) for key in _TELLING}
+
+
+def _some_rows(
+    layout: CollectionLayout, fields: Sequence[str], deadline: Deadline
+) -> Flow[Sequence[Mapping[str, Any]]]:
+    arguments = {
+        "collection_name": layout.name,
+        "filter": "",
+        "limit": _ROWS_LOOKED_AT,
+        "output_fields": list(fields),
+    }
+    step = CallMilvus(f"query of collection {layout.name!r}", "query", arguments, deadline)
+    return (yield from loaded(layout.name, step))  # type: ignore[no-any-return]

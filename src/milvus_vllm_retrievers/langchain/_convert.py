@@ -7,7 +7,6 @@ from typing import Any
 
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
-from langchain_core.runnables.config import ContextThreadPoolExecutor
 
 from milvus_vllm_retrievers._core.hits import Hit, Ranking, rescored
 from milvus_vllm_retrievers._core.query import (
@@ -15,7 +14,6 @@ from milvus_vllm_retrievers._core.query import (
     Encoders,
     Item,
     Query,
-    encoded_together,
     sparse_encoder,
 )
 
@@ -56,15 +54,10 @@ def _encoder(embedding: Any) -> Encoder:
     if not isinstance(embedding, Embeddings):
         return sparse_encoder(embedding)
 
-    def encode(queries: Sequence[Query]) -> list[list[float]]:
-        texts = [query.text for query in queries]
-        if len(texts) == 1:
-            return [embedding.embed_query(texts[0])]
-        # In as many threads as LangChain's own `batch` would call `invoke` in.
-        with ContextThreadPoolExecutor() as threads:
-            return list(threads.map(embedding.embed_query, texts))
+    def encode(query: Query) -> list[float]:
+        return embedding.embed_query(query.text)
 
-    async def aencode(queries: Sequence[Query]) -> list[list[float]]:
-        return await encoded_together([embedding.aembed_query(query.text) for query in queries])
+    async def aencode(query: Query) -> list[float]:
+        return await embedding.aembed_query(query.text)
 
     return Encoder(encode, aencode)

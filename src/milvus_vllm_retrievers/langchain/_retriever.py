@@ -108,7 +108,7 @@ class MilvusVLLMRetriever(Closing, BaseRetriever):
     consistency_level: str | int | None = None
     search_params: Mapping[str, Any] | None = None
     score_threshold: float | None = None
-    timeout: float | None = None
+    timeout: float | None = 60.0
 
     _options: SearchOptions = PrivateAttr()
     _adapter: MilvusVLLMAdapter = PrivateAttr()
@@ -212,6 +212,9 @@ class MilvusVLLMRetriever(Closing, BaseRetriever):
         try:
             queries = [Query(query) for query in inputs]
             found = self._adapter.retrieve_many(queries, self._options.narrowed(**kwargs))
+            for outcome in found:
+                if isinstance(outcome, Exception):
+                    raise outcome
         except Exception as error:
             for run in runs:
                 run.on_retriever_error(error)
@@ -237,6 +240,9 @@ class MilvusVLLMRetriever(Closing, BaseRetriever):
         try:
             queries = [Query(query) for query in inputs]
             found = await self._adapter.aretrieve_many(queries, self._options.narrowed(**kwargs))
+            for outcome in found:
+                if isinstance(outcome, Exception):
+                    raise outcome
         except Exception as error:
             for run in runs:
                 await run.on_retriever_error(error)
