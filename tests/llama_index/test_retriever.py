@@ -205,7 +205,7 @@ async def test_metadata_filters_and_an_expression_must_both_hold(
 async def test_without_a_ranker_the_score_is_that_of_the_retrieval(
     milvus26_uri: str, fake_vllm: FakeVLLM, retrieve: Retrieve
 ) -> None:
-    retriever = MilvusVLLMRetriever(NAME, uri=milvus26_uri)
+    retriever = MilvusVLLMRetriever(NAME, None, uri=milvus26_uri)
 
     found = (await retrieve(retriever, "violin"))[0]
 
@@ -243,7 +243,7 @@ async def test_a_querys_own_embedding_is_searched_with_and_no_model_is_called(
 async def test_a_querys_own_embedding_needs_no_model(
     milvus26_uri: str, retrieve: Retrieve, no_common_model: None
 ) -> None:
-    retriever = MilvusVLLMRetriever(NAME, uri=milvus26_uri, vector_field="dense")
+    retriever = MilvusVLLMRetriever(NAME, None, uri=milvus26_uri, vector_field="dense")
     near_the_violin = LetterEmbeddings().embed_query(TEXTS[VIOLIN])
 
     nodes = await retrieve(retriever, QueryBundle("any", embedding=near_the_violin))
@@ -297,7 +297,7 @@ async def test_the_common_model_of_the_settings_is_used_where_one_was_set(
     milvus26_uri: str, retrieve: Retrieve, no_common_model: None
 ) -> None:
     Settings.embed_model = model = LetterModel()
-    retriever = MilvusVLLMRetriever(NAME, uri=milvus26_uri, vector_field="dense")
+    retriever = MilvusVLLMRetriever(NAME, None, uri=milvus26_uri, vector_field="dense")
 
     await retrieve(retriever, "whales")
 
@@ -309,7 +309,7 @@ async def test_a_model_of_ones_own_wins_over_the_common_one(
 ) -> None:
     Settings.embed_model = common = LetterModel()
     own = LetterModel()
-    retriever = MilvusVLLMRetriever(NAME, uri=milvus26_uri, embed_model=own)
+    retriever = MilvusVLLMRetriever(NAME, None, uri=milvus26_uri, embed_model=own)
 
     await retrieve(retriever, "whales")
 
@@ -319,7 +319,7 @@ async def test_a_model_of_ones_own_wins_over_the_common_one(
 async def test_where_no_model_was_set_none_is_made_up(
     milvus26_uri: str, retrieve: Retrieve, no_common_model: None
 ) -> None:
-    retriever = MilvusVLLMRetriever(NAME, uri=milvus26_uri, vector_field="dense")
+    retriever = MilvusVLLMRetriever(NAME, None, uri=milvus26_uri, vector_field="dense")
 
     with pytest.raises(ConfigurationError, match="pass an embedding model"):
         await retrieve(retriever, "whales")
@@ -617,7 +617,7 @@ def test_a_bad_argument_is_refused_before_anything_is_sent(
 )
 def test_what_is_no_embedding_model_of_llama_index_is_refused(embed_model: Any) -> None:
     with pytest.raises(ConfigurationError, match="embed_model"):
-        MilvusVLLMRetriever(NAME, embed_model=embed_model)
+        MilvusVLLMRetriever(NAME, None, embed_model=embed_model)
 
 
 @pytest.mark.parametrize("query", ["", QueryBundle("  \n")])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -94,6 +94,14 @@ class _Rerank(Closing, BaseNodePostprocessor):
 
     _ranker: VLLMRanker = PrivateAttr()
     _adapter: Reranker = PrivateAttr()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "timeout":
+            self._take_timeout()
+
+    def _take_timeout(self) -> None:
+        raise NotImplementedError
 
     @classmethod
     def class_name(cls) -> str:
@@ -191,6 +199,8 @@ class VLLMRerank(_Rerank):
     metadata_mode: MetadataMode = MetadataMode.NONE
     timeout: Seconds = None
 
+    _adapter: TextReranker = PrivateAttr()
+
     if TYPE_CHECKING:  # pydantic's own takes a ranker by name only
 
         def __init__(
@@ -202,6 +212,9 @@ class VLLMRerank(_Rerank):
         super().model_post_init(context)
         self._ranker = ranker_from(self.ranker, self.endpoint, self.model)
         self._adapter = TextReranker(self._ranker, self.timeout)
+
+    def _take_timeout(self) -> None:
+        self._adapter._timeout = self.timeout
 
     def _items(self, nodes: Sequence[NodeWithScore]) -> list[Item]:
         for given in nodes:
@@ -265,6 +278,8 @@ class MilvusVLLMRerank(_Rerank):
     timeout: Seconds = DEFAULT_TIMEOUT
     on_missing: OnMissing = "raise"
 
+    _adapter: RowReranker = PrivateAttr()
+
     if TYPE_CHECKING:  # pydantic's own takes a collection's name by name only
 
         def __init__(
@@ -280,3 +295,6 @@ class MilvusVLLMRerank(_Rerank):
         super().model_post_init(context)
         self._ranker = server_ranker(self.ranker)
         self._adapter = RowReranker.of(self)
+
+    def _take_timeout(self) -> None:
+        self._adapter._options = replace(self._adapter._options, timeout=self.timeout)

@@ -20,6 +20,7 @@ from llama_index.core.instrumentation.events.retrieval import (
 from llama_index.core.schema import NodeWithScore, QueryBundle, QueryType
 from llama_index.core.vector_stores.types import MetadataFilters
 from llama_index_instrumentation import get_dispatcher
+from llama_index_instrumentation.dispatcher import DISPATCHER_SPAN_DECORATED_ATTR
 from pydantic import SecretStr
 from typing_extensions import Never, Self, Unpack
 
@@ -64,21 +65,25 @@ _MEANT = {
     ),
     **dict.fromkeys(("embedding", "embeddings", "embed"), "it is embed_model= here"),
 }
-# The core's names of what is said of every search.
-_OPTIONS = {
-    "similarity_top_k": "k",
-    **{
-        name: name
-        for name in (
-            *("fetch_k", "expr", "expr_params", "partition_names", "consistency_level"),
-            *("search_params", "score_threshold", "timeout"),
-        )
-    },
-}
+_SEARCH = (
+    *("fetch_k", "expr", "expr_params", "partition_names", "consistency_level"),
+    *("search_params", "score_threshold", "timeout"),
+)
+# What is said of every search, and what the core calls it.
+_OPTIONS = {"similarity_top_k": "k", **dict(zip(_SEARCH, _SEARCH, strict=True))}
 _SETTABLE = (
     *("similarity_top_k", "fetch_k", "filters", "expr", "expr_params", "score_threshold"),
     *("timeout", "callback_manager", "object_map"),
 )
+# What is said of arguments of one call: LlamaIndex's retrievers take none.
+_ASKED_OF_A_CALL = {
+    **_MEANT,
+    **dict.fromkeys(("k", "top_k", "top_n"), "set retriever.similarity_top_k = ..."),
+    **{name: f"set retriever.{name} = ..." for name in _SETTABLE},
+    "filter": "use retriever.within(filters=MetadataFilters(...)), or set retriever.filters",
+    "filters": "use retriever.within(filters=...), or set retriever.filters",
+    "expr": "use retriever.within(expr=...), or set retriever.expr",
+}
 
 
 def _option(name: str) -> Any:
@@ -96,6 +101,12 @@ def _option(name: str) -> Any:
 def _span(method: _Method) -> _Method:
     """Give a method a span of its own in LlamaIndex's traces, and keep its type."""
     return dispatcher.span(method)  # type: ignore[return-value]
+
+
+def _no_span(method: _Method) -> _Method:
+    """Have LlamaIndex give a method no span beside that of its own method, which it calls."""
+    setattr(method, DISPATCHER_SPAN_DECORATED_ATTR, True)
+    return method
 
 
 class MilvusVLLMRetriever(Closing, BaseRetriever):
@@ -322,11 +333,11 @@ class MilvusVLLMRetriever(Closing, BaseRetriever):
 
         A retriever in use sees a change by itself within a minute.
         """
-        self._adapter.refresh()
+        self._adapter.refresh(self._options.timeout)
 
     async def arefresh(self) -> None:
         """Look at the collection again now; the async twin of `refresh`."""
-        await self._adapter.arefresh()
+        await self._adapter.arefresh(self._options.timeout)
 
     def close(self) -> None:
         """Close the blocking connections that were made here; borrowed clients stay open."""
@@ -363,6 +374,25 @@ class MilvusVLLMRetriever(Closing, BaseRetriever):
             )
         renamed = {_OPTIONS[name]: value for name, value in changed.items()}
         self._options = replace(options, **renamed)
+
+    @_no_span
+    def retrieve(self, str_or_query_bundle: QueryType, **unknown: Never) -> list[NodeWithScore]:
+        """Retrieve the nodes of a query, best first.
+
+        Args:
+            str_or_query_bundle: A query text or a QueryBundle.
+            **unknown: Refused: what is asked of a query is set on the retriever.
+        """
+        refuse_unknown("retrieve", unknown, (), _ASKED_OF_A_CALL)
+        return super().retrieve(str_or_query_bundle)
+
+    @_no_span
+    async def aretrieve(
+        self, str_or_query_bundle: QueryType, **unknown: Never
+    ) -> list[NodeWithScore]:
+        """Retrieve the nodes of a query, best first; the async twin of `retrieve`."""
+        refuse_unknown("aretrieve", unknown, (), _ASKED_OF_A_CALL)
+        return await super().aretrieve(str_or_query_bundle)
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         hits = self._adapter.retrieve(to_query(query_bundle), self._options)
@@ -437,9 +467,7 @@ class MilvusVLLMRetriever(Closing, BaseRetriever):
 
         An answer is a query's nodes, or the exception that it met; the first of these is raised.
         """
-        meant = dict.fromkeys(("k", "top_k"), "set similarity_top_k on the retriever")
-        meant |= {n: f"set it on the retriever: retriever.{n} = ..." for n in _SETTABLE}
-        refuse_unknown("retrieve_many", unknown, ["num_workers"], {**_MEANT, **meant})
+        refuse_unknown("retrieve_many", unknown, ["num_workers"], _ASKED_OF_A_CALL)
         if num_workers is not None:
             check_count("num_workers", num_workers)
         self._check_callback_manager()
