@@ -20,11 +20,15 @@ _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # What the grammars (Milvus's Plan.g4, Lite's tokens.py) read as something else than a field.
 _KEYWORD = re.compile(
     r"and|or|not|in|is|null|like|exists|true|false|iso|interval|threshold|minimum_should_match|"
-    r"text_match|phrase_match|match_\w+|random_sample|element_filter|array_length|"
+    r"text_match\w*|phrase_match|match_\w+|random_sample|element_filter|array_length|"
     r"(array|json)_contains\w*|st_\w+|_seq|_partition",
     re.IGNORECASE,
 )
-
+# Those of them that are words of every Milvus, wherever they stand.
+_RESERVED = re.compile(r"and|or|not|in|is|null|like|exists|true|false|iso|interval", re.IGNORECASE)
+# Chinese characters that Milvus 2.6 reads as others: it keeps the last four digits of their code
+# (planparserv2's convertHanToASCII), unless the expression holds an escape such as \U.
+_MISREAD = re.compile("[\U00016fe0-\U00016fff\U00020000-\U0003ffff]")
 
 # Milvus gives these the condition to their left, in place of one that they already have.
 _TAKES_OVER = re.compile(r"(random_?sample|element_?filter)\s*\(", re.IGNORECASE)
@@ -69,6 +73,21 @@ def dynamic_field(name: str) -> str:
     return name if plain else json_path("$meta", name)
 
 
+def is_reserved(name: str) -> bool:
+    """Whether Milvus reads a field's name as a word of its filter language."""
+    return bool(_RESERVED.fullmatch(name))
+
+
+def for_milvus(expr: str) -> str:
+    """Spell an expression so that a Milvus server reads every character of its texts as it is.
+
+    Milvus Lite reads them as they are, and knows no such spelling.
+    """
+    return _STRING.sub(
+        lambda text: _MISREAD.sub(lambda c: f"\\U{ord(c.group()):08x}", text.group()), expr
+    )
+
+
 def json_path(field: str, key: str) -> str:
     """Write the path of a key inside a JSON field.
 
@@ -78,10 +97,12 @@ def json_path(field: str, key: str) -> str:
         ConfigurationError: Expressions cannot hold the key.
     """
     quote = "'" if '"' in key else '"'
-    if not key or quote in key or "][" in key or any(c in key for c in "\\\r\n"):
+    unreadable = quote in key or "][" in key or any(c in key for c in "\\\r\n")
+    if not key or unreadable or _MISREAD.search(key):
         raise ConfigurationError(
             f"Milvus cannot filter by the key {excerpt(key)!r}: a key is not empty and has no "
-            "backslash, no line break, no '][' and not both kinds of quotes"
+            "backslash, no line break, no '][', not both kinds of quotes and no Chinese character "
+            "beyond U+FFFF"
         )
     return f"{field}[{quote}{_encodable(key)}{quote}]"
 

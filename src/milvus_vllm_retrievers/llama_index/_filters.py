@@ -11,8 +11,8 @@ on every Milvus alike:
 - IS_EMPTY finds missing, null, ``""`` and ``[]``. A ``[]`` inside JSON is found by Milvus,
   where it counts as null, and not by Milvus Lite.
 
-A value None asks for rows that lack the key (EQ) or have it (NE). Dates are compared as the
-texts that LlamaIndex stores. Nothing is dropped in silence but empty groups.
+Dates are compared as the texts that LlamaIndex stores. Nothing is dropped in silence: None, NaN,
+``[]``, groups without a filter and fields that the collection cannot have are refused.
 
 Milvus Lite has two limits that Milvus has not: inside a JSON field, ``%`` and ``_`` in a
 TEXT_MATCH find nothing, and CONTAINS, ANY and ALL cannot reach a dynamic field whose key is
@@ -21,7 +21,8 @@ not a plain identifier (Lite answers with an error).
 
 from __future__ import annotations
 
-from datetime import date
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from llama_index.core.vector_stores.types import (
@@ -30,49 +31,47 @@ from llama_index.core.vector_stores.types import (
     MetadataFilter,
     MetadataFilters,
 )
-from pydantic_core import to_jsonable_python
 
-from milvus_vllm_retrievers._core.expressions import literal
+from milvus_vllm_retrievers._core.filters import condition, named, plain
 from milvus_vllm_retrievers._core.layout import CollectionLayout, FieldRef, FieldType
-from milvus_vllm_retrievers.errors import ConfigurationError
+from milvus_vllm_retrievers.errors import ConfigurationError, excerpt
 
 Op = FilterOperator
 
-_COMPLEMENTS = {Op.NE: Op.EQ, Op.NIN: Op.IN}
-# What finds the rows that match, and what finds those that have a value and do not match.
-_TEMPLATES = {
-    Op.EQ: ("{field} == {value}", "{field} != {value}"),
-    Op.GT: ("{field} > {value}", "not ({field} > {value})"),
-    Op.GTE: ("{field} >= {value}", "not ({field} >= {value})"),
-    Op.LT: ("{field} < {value}", "not ({field} < {value})"),
-    Op.LTE: ("{field} <= {value}", "not ({field} <= {value})"),
-    Op.IN: ("{field} in {value}", "{field} not in {value}"),
-    Op.TEXT_MATCH: ("{field} like {value}", "not ({field} like {value})"),
-    Op.CONTAINS: ("{kind}_contains({field}, {value})", "not {kind}_contains({field}, {value})"),
-    Op.ANY: ("{kind}_contains_any({field}, {value})", "not {kind}_contains_any({field}, {value})"),
-    Op.ALL: ("{kind}_contains_all({field}, {value})", "not {kind}_contains_all({field}, {value})"),
+_OPERATORS = {
+    Op.EQ: "eq",
+    Op.NE: "ne",
+    Op.GT: "gt",
+    Op.GTE: "gte",
+    Op.LT: "lt",
+    Op.LTE: "lte",
+    Op.IN: "in",
+    Op.NIN: "nin",
+    Op.TEXT_MATCH: "like",
+    Op.CONTAINS: "contains",
+    Op.ANY: "contains_any",
+    Op.ALL: "contains_all",
 }
-
-_TAKES_LIST = {Op.IN, Op.ANY, Op.ALL}
-_CONTAINMENT = {Op.CONTAINS, Op.ANY, Op.ALL}
-_COMPARISON = {Op.EQ, Op.GT, Op.GTE, Op.LT, Op.LTE, Op.IN}
-
-_WHOLE = {FieldType.INT8, FieldType.INT16, FieldType.INT32, FieldType.INT64}
-_NUMBERS = {*_WHOLE, FieldType.FLOAT, FieldType.DOUBLE}
-# What Milvus can ask of a schema field; of a value inside JSON it can ask everything.
-_OPERATORS: dict[int, set[FilterOperator]] = {
-    **dict.fromkeys(_NUMBERS, _COMPARISON),
-    FieldType.BOOL: {Op.EQ, Op.IN},
-    FieldType.VARCHAR: _COMPARISON | {Op.TEXT_MATCH},
-    FieldType.ARRAY: _CONTAINMENT,
-    FieldType.JSON: _CONTAINMENT,
-}
-
 _LIKE_WILDCARDS = str.maketrans({"%": r"\%", "_": r"\_"})
 
 
-def to_expr(filters: MetadataFilters | None, layout: CollectionLayout) -> str | None:
-    """Translate filters for a collection; None if they hold no filter.
+def checked_filters(filters: MetadataFilters) -> MetadataFilters:
+    """Check what can be checked of filters before the collection is known.
+
+    Returns:
+        A copy that later changes of the caller's do not reach.
+
+    Raises:
+        ConfigurationError: A group holds no filter, or a filter asks what Milvus cannot.
+    """
+    if not isinstance(filters, MetadataFilters):
+        raise ConfigurationError(f"filters must be MetadataFilters, not {type(filters).__name__}")
+    _check(filters)
+    return filters.model_copy(deep=True)
+
+
+def to_expr(filters: MetadataFilters, layout: CollectionLayout) -> str:
+    """Translate filters for a collection.
 
     Args:
         filters: The filters, nested to any depth.
@@ -82,58 +81,55 @@ def to_expr(filters: MetadataFilters | None, layout: CollectionLayout) -> str | 
         ConfigurationError: Milvus cannot express a filter; the message names its operator and
             key.
     """
-    return None if filters is None else _group(filters, layout, negate=False)
+    return _group(filters, layout, negate=False)
 
 
-def _group(filters: MetadataFilters, layout: CollectionLayout, *, negate: bool) -> str | None:
+def _check(filters: MetadataFilters) -> None:
+    for part in _parts(filters):
+        if isinstance(part, MetadataFilters):
+            _check(part)
+        else:
+            with _named(part):
+                _asked(part)
+
+
+def _parts(filters: MetadataFilters) -> list[MetadataFilter | MetadataFilters]:
+    if not filters.filters:
+        raise ConfigurationError(
+            "a group of filters holds none: leave it out, or pass filters=None to search everything"
+        )
+    return list(filters.filters)
+
+
+def _group(filters: MetadataFilters, layout: CollectionLayout, *, negate: bool) -> str:
     # Negation is pushed down to the single filters, where what a missing key means is known.
-    condition = filters.condition or FilterCondition.AND
-    negate_each = negate ^ (condition == FilterCondition.NOT)
+    joined = filters.condition or FilterCondition.AND
+    negate_each = negate ^ (joined == FilterCondition.NOT)
     parts = [
         _group(part, layout, negate=negate_each)
         if isinstance(part, MetadataFilters)
         else _filter(part, layout, negate=negate_each)
-        for part in filters.filters
+        for part in _parts(filters)
     ]
-    given = [part for part in parts if part is not None]
-    joint = " or " if negate ^ (condition == FilterCondition.OR) else " and "
-    return f"({joint.join(given)})" if len(given) > 1 else next(iter(given), None)
+    joint = " or " if negate ^ (joined == FilterCondition.OR) else " and "
+    return f"({joint.join(parts)})" if len(parts) > 1 else parts[0]
 
 
-def _filter(filter_: MetadataFilter, layout: CollectionLayout, *, negate: bool) -> str:
+@contextmanager
+def _named(filter_: MetadataFilter) -> Iterator[None]:
     try:
-        return _test(filter_, layout, negate=negate)
+        yield
     except ConfigurationError as error:
-        message = f"filter {filter_.operator.name} on {filter_.key!r}: {error}"
+        message = f"filter {filter_.operator.name} on {excerpt(filter_.key)!r}: {error}"
         raise ConfigurationError(message) from error
 
 
-def _test(filter_: MetadataFilter, layout: CollectionLayout, *, negate: bool) -> str:
-    field = layout.field_ref(filter_.key)
-    operator = _COMPLEMENTS.get(filter_.operator, filter_.operator)
-    negate ^= operator != filter_.operator
-    if operator == Op.IS_EMPTY:
-        return f"not {_is_empty(field)}" if negate else _is_empty(field)
-    if operator == Op.EQ and filter_.value is None:
-        return f"{field} is {'not ' if negate else ''}null"
-    value = _checked(operator, field, filter_.value)
-    if value == []:
-        return f"{layout.primary_key} {'not ' if negate else ''}in []"
-    matching, other = _tests(operator, field, value)
-    if not negate:
-        return matching
-    return f"({field} is null or {other})" if field.nullable else other
-
-
-def _tests(operator: FilterOperator, field: FieldRef, value: Any) -> tuple[str, str]:
-    if operator == Op.IN and field.expr.endswith("]"):
-        # Milvus Lite knows `in` after plain names only.
-        chain = " or ".join(f"{field} == {literal(each)}" for each in value)
-        return f"({chain})", f"not ({chain})"
-    kind = "array" if field.field and field.field.type == FieldType.ARRAY else "json"
-    matching, other = _TEMPLATES[operator]
-    parts = {"field": field, "value": literal(value), "kind": kind}
-    return matching.format(**parts), other.format(**parts)
+def _filter(filter_: MetadataFilter, layout: CollectionLayout, *, negate: bool) -> str:
+    with _named(filter_):
+        field = named(layout, filter_.key)
+        if filter_.operator == Op.IS_EMPTY:
+            return f"not {_is_empty(field)}" if negate else _is_empty(field)
+        return condition(field, *_asked(filter_), negate=negate)
 
 
 def _is_empty(field: FieldRef) -> str:
@@ -144,28 +140,23 @@ def _is_empty(field: FieldRef) -> str:
     return f"({field} is null)"
 
 
-def _checked(operator: FilterOperator, field: FieldRef, value: Any) -> Any:
-    """Return the value as it is stored, or say why the filter cannot be asked."""
-    if operator not in _TEMPLATES:
+def _asked(filter_: MetadataFilter) -> tuple[str, Any]:
+    """Return the operator and what it compares with, or say why the filter cannot be asked."""
+    if filter_.operator == Op.IS_EMPTY:
+        return "is_empty", None
+    if filter_.operator not in _OPERATORS:
         raise ConfigurationError(
             "Milvus has no such operator"
-            + ("; use TEXT_MATCH" if operator == Op.TEXT_MATCH_INSENSITIVE else "")
+            + ("; use TEXT_MATCH" if filter_.operator == Op.TEXT_MATCH_INSENSITIVE else "")
         )
-    if field.field is not None and operator not in _OPERATORS.get(field.field.type, ()):
+    if filter_.value is None:
         raise ConfigurationError(
-            f"Milvus cannot ask this of a field of type {_type_name(field.field.type)}"
+            "None is no value; for rows that lack the key use the operator IS_EMPTY, for those "
+            "that have it a group with condition NOT around that"
         )
-    if (operator in _TAKES_LIST) != isinstance(value, (list, tuple)):
-        wanted = "a list of values" if operator in _TAKES_LIST else "one value"
-        raise ConfigurationError(f"it takes {wanted}, not {type(value).__name__}")
-    if operator == Op.ALL and not value:
-        raise ConfigurationError("it takes at least one value")
-    if operator == Op.TEXT_MATCH:
-        return _anywhere(value)
-    stored_as = (field.field.element_type or field.field.type) if field.field else None
-    if operator in _TAKES_LIST:
-        return [_as_stored(each, stored_as) for each in value]
-    return _as_stored(value, stored_as)
+    operator = _OPERATORS[filter_.operator]
+    value = plain(operator, filter_.value)
+    return operator, _anywhere(value) if operator == "like" else value
 
 
 def _anywhere(value: Any) -> str:
@@ -177,26 +168,3 @@ def _anywhere(value: Any) -> str:
             "search for a part of the text without it"
         )
     return f"%{value.translate(_LIKE_WILDCARDS)}%"
-
-
-def _as_stored(value: Any, field_type: int | None) -> Any:
-    if isinstance(value, date):
-        value = to_jsonable_python(value)  # as LlamaIndex writes metadata: UTC is "Z"
-    if value is None:
-        raise ConfigurationError("only EQ and NE take None")
-    is_whole = isinstance(value, int) and not isinstance(value, bool)
-    if field_type in {None, FieldType.JSON}:
-        return value
-    if field_type == FieldType.VARCHAR and isinstance(value, str):
-        return value
-    if field_type == FieldType.BOOL and value in (0, 1):  # MetadataFilter refuses True and False
-        return bool(value)
-    if field_type in _WHOLE and (is_whole or (isinstance(value, float) and value.is_integer())):
-        return int(value)
-    if field_type in _NUMBERS - _WHOLE and (is_whole or isinstance(value, float)):
-        return value
-    raise ConfigurationError(f"a field of type {_type_name(field_type)} cannot hold {value!r:.200}")
-
-
-def _type_name(field_type: int) -> str:
-    return FieldType(field_type).name if field_type in list(FieldType) else str(field_type)
