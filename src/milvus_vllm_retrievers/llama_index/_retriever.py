@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from copy import copy
 from dataclasses import fields, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -33,7 +32,7 @@ from milvus_vllm_retrievers._core.target import TargetSettings
 from milvus_vllm_retrievers.errors import ConfigurationError, refuse_setting, refuse_unknown
 from milvus_vllm_retrievers.explain import Explanation, aexplain, explain
 from milvus_vllm_retrievers.llama_index._convert import to_bundle, to_encoders, to_node, to_query
-from milvus_vllm_retrievers.llama_index._filters import to_expr
+from milvus_vllm_retrievers.llama_index._filters import checked_filters, to_expr
 from milvus_vllm_retrievers.ranker import VLLMRanker
 
 dispatcher = get_dispatcher(__name__)
@@ -278,10 +277,8 @@ class MilvusVLLMRetriever(Closing, BaseRetriever):
 
     @filters.setter
     def filters(self, filters: MetadataFilters | None) -> None:
-        _check(filters)
-        wheres = () if filters is None else (partial(to_expr, filters),)
-        self._options = replace(self._options, wheres=wheres)
-        self._filters = filters
+        self._filters = None if filters is None else checked_filters(filters)
+        self._options = replace(self._options, wheres=_wheres(self._filters))
 
     def within(
         self,
@@ -311,16 +308,12 @@ class MilvusVLLMRetriever(Closing, BaseRetriever):
         Raises:
             ConfigurationError: There is nothing to narrow by, or a value is wrong.
         """
-        _check(filters)
-        if filters is not None and _is_empty(filters):
-            raise ConfigurationError(
-                "within: filters holds no filter, which would match everything; pass at least "
-                "one MetadataFilter"
-            )
-        own = _frozen(self._filters)
-        options = replace(self._options, wheres=() if own is None else (own,)).within(
+        narrowing = None if filters is None else checked_filters(filters)
+        # What `self.filters` hands out can be changed, so it takes a copy of it too.
+        own = None if self._filters is None else checked_filters(self._filters)
+        options = replace(self._options, wheres=_wheres(own)).within(
             expr=expr,
-            where=_frozen(filters),
+            where=next(iter(_wheres(narrowing)), None),
             partition_names=partition_names,
             instruction=instruction,
         )
@@ -504,29 +497,5 @@ class MilvusVLLMRetriever(Closing, BaseRetriever):
         return await aexplain(self._adapter, to_query(query), self._options)
 
 
-def _check(filters: MetadataFilters | None) -> None:
-    if filters is not None and not isinstance(filters, MetadataFilters):
-        raise ConfigurationError(
-            f"filters must be MetadataFilters, not {type(filters).__name__}; a Milvus "
-            "expression goes into expr="
-        )
-
-
-def _frozen(filters: MetadataFilters | None) -> Where | None:
-    """Return what writes these filters as they are now, whatever becomes of them."""
-    return None if filters is None else partial(to_expr, _copied(filters))
-
-
-def _copied(filters: MetadataFilters) -> MetadataFilters:
-    parts = [
-        _copied(part)
-        if isinstance(part, MetadataFilters)
-        else part.model_copy(update={"value": copy(part.value)})
-        for part in filters.filters
-    ]
-    return filters.model_copy(update={"filters": parts})
-
-
-def _is_empty(filters: MetadataFilters) -> bool:
-    """Tell whether there is no filter in it, however deep."""
-    return all(isinstance(part, MetadataFilters) and _is_empty(part) for part in filters.filters)
+def _wheres(filters: MetadataFilters | None) -> tuple[Where, ...]:
+    return () if filters is None else (partial(to_expr, filters),)
