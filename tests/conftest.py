@@ -86,6 +86,21 @@ def milvus26(milvus26_uri: str) -> Iterator[MilvusClient]:
     client.close()
 
 
+@pytest.fixture(scope="session")
+def milvus30_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The stand-in for a Milvus 3.0 server, which reranks null texts too."""
+    with running_milvus26(Path(tmp_path_factory.mktemp("milvus30")), version="3.0.1") as uri:
+        yield uri
+
+
+@pytest.fixture(scope="session")
+def milvus30(milvus30_uri: str) -> Iterator[MilvusClient]:
+    """A client of the stand-in for Milvus 3.0."""
+    client = MilvusClient(milvus30_uri)
+    yield client
+    client.close()
+
+
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The clock of the cool-down, which the test sets."""

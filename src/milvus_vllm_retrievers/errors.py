@@ -30,7 +30,9 @@ class MissingDependencyError(MilvusVLLMError, ImportError):
     """An optional package is not installed; the message names the extra that brings it."""
 
 
-SearchFailure = Literal["not_loaded", "disconnected", "closed", "timeout", "rerank_timeout"]
+SearchFailure = Literal[
+    "not_loaded", "disconnected", "closed", "timeout", "rerank_timeout", "too_large"
+]
 
 
 class SearchError(MilvusVLLMError):
@@ -39,8 +41,8 @@ class SearchError(MilvusVLLMError):
     Attributes:
         reason: What kind of failure it was, where that is known: the collection is
             ``"not_loaded"``, Milvus is ``"disconnected"``, the client was ``"closed"``, the call's
-            ``"timeout"`` is over, or Milvus gave up waiting within itself, as it does for a rerank
-            service (``"rerank_timeout"``).
+            ``"timeout"`` is over, Milvus gave up waiting within itself, as it does for a rerank
+            service (``"rerank_timeout"``), or the answer or request is ``"too_large"``.
     """
 
     def __init__(self, message: str, *, reason: SearchFailure | None = None) -> None:
@@ -230,7 +232,7 @@ def _describe(cls: type[Any], error: ValidationError, meant: Mapping[str, str]) 
         elif problem["type"] == "no_such_attribute":
             lines.append(unknown_argument(name, known, meant).replace("argument", "attribute", 1))
         elif problem["type"] == "unexpected_positional_argument":
-            lines.append(f"argument {name!r} must be given by name")
+            lines.append(f"what follows {known[0]!r} must be given by name, such as model=...")
         elif problem["type"] in {"missing", "missing_argument"}:
             lines.append(f"argument {name!r} is required")
         else:

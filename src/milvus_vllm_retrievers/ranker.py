@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import operator
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import field, fields
 from functools import cache, cached_property, partial
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-from urllib.parse import SplitResult, urlsplit, urlunsplit
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     ConfigDict,
     Field,
+    InstanceOf,
     NonNegativeFloat,
     NonNegativeInt,
     PlainSerializer,
+    PlainValidator,
     PositiveFloat,
     PositiveInt,
+    Secret,
     SecretStr,
+    WithJsonSchema,
     model_validator,
 )
 from pydantic.dataclasses import dataclass
@@ -39,13 +46,20 @@ Provider = Literal["vllm", "cohere"]
 # candidates a leg, so this is above any pool.
 _ONE_BATCH = 1_000_000
 
+RERANK_PATH = "/v1/rerank"
 # The rerank routes users paste from vLLM's documentation, longest first.
-_KNOWN_SUFFIXES = ("/v1/rerank", "/v2/rerank", "/rerank", "/v1", "/v2")
+_KNOWN_SUFFIXES = (RERANK_PATH, "/v2/rerank", "/rerank", "/v1", "/v2")
 
+_WHERE_MILVUS_ASKS = frozenset({None, RERANK_PATH, "/rerank"})  # one handler in vLLM
 _RESERVED_BODY_KEYS = frozenset({"query", "documents", "top_n"})
+_RESERVED_HEADERS = frozenset({"content-type", "content-length", "transfer-encoding"})
+_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")  # what a header's name is made of
+_MASK = "**********"  # as pydantic writes a secret
+# A shorter value of a header is no secret, and would be taken from messages wherever it stands.
+_SHORTEST_SECRET = 6
 
 
-def _split_endpoint(value: str) -> SplitResult:
+def _endpoint(value: str) -> str:
     parts = urlsplit(value.strip())
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ValueError(
@@ -61,22 +75,73 @@ def _split_endpoint(value: str) -> SplitResult:
         raise ValueError("must not hold credentials; pass api_key= (or credential=) instead")
     if parts.query or parts.fragment:
         raise ValueError("must not have a query or a fragment; give vLLM's base URL")
-    return parts
+    return urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/"), "", ""))
 
 
-def _normalise_endpoint(value: str) -> str:
-    parts = _split_endpoint(value)
-    path = parts.path.rstrip("/")
-    while suffix := next((s for s in _KNOWN_SUFFIXES if path.endswith(s)), None):
-        path = path.removesuffix(suffix).rstrip("/")
-    return urlunsplit((parts.scheme, parts.netloc, path, "", ""))
+def without_route(endpoint: str) -> str:
+    """Drop one rerank route that a base URL was given with."""
+    path = urlsplit(endpoint).path.rstrip("/")
+    known = next((suffix for suffix in _KNOWN_SUFFIXES if path.endswith(suffix)), "")
+    return endpoint.rstrip("/").removesuffix(known).rstrip("/")
 
 
-def _usable_key(value: SecretStr) -> SecretStr | None:
-    key = value.get_secret_value().strip()
-    if not (key.isascii() and key.isprintable()):
+def _without_prefix(value: str) -> str:
+    endpoint = without_route(_endpoint(value))
+    if urlsplit(endpoint).path:
+        raise ValueError(
+            "must not have a path: Milvus replaces it by /rerank, so a gateway prefix is lost. "
+            "Give Milvus a URL without a prefix, or use mode='client'"
+        )
+    return endpoint
+
+
+def _path(value: str) -> str:
+    if not value.startswith("/") or set(value) & set("?#") or not value.isprintable():
+        raise ValueError(f"must be a path that begins with '/', such as {RERANK_PATH!r}")
+    return value
+
+
+def usable_secret(value: object) -> SecretStr:
+    """Return what an HTTP header is to hold, as a ranker keeps it.
+
+    Raises:
+        ValueError: No header can hold it, or it is a mask.
+    """
+    text = value.get_secret_value() if isinstance(value, SecretStr) else value
+    if not isinstance(text, str):
+        raise ValueError(f"must be text, not {type(value).__name__}")  # noqa: TRY004 - for pydantic
+    text = text.strip()
+    if not (text.isascii() and text.isprintable()):
         raise ValueError("must be plain ASCII without line breaks, as an HTTP header holds it")
-    return SecretStr(key) if key else None
+    if text and not text.strip("*"):
+        raise ValueError(
+            "is the mask that takes the secret's place where a ranker is written: pass the secret "
+            "itself to what is read back"
+        )
+    return SecretStr(text)
+
+
+def secrets_of(value: str) -> list[str]:
+    """Return what must not be shown of a header's value: it all, and what follows ``Bearer``."""
+    return [part for part in (value, *value.split()[1:]) if len(part) >= _SHORTEST_SECRET]
+
+
+def _usable_key(value: object) -> SecretStr | Secret[Any] | None:
+    if isinstance(value, Secret) or callable(value):
+        return value if isinstance(value, Secret) else Secret(value)
+    key = usable_secret(value)
+    return key if key.get_secret_value() else None
+
+
+def _usable_headers(value: object) -> Mapping[str, SecretStr]:
+    if not isinstance(value, Mapping):
+        raise ValueError("must be a mapping of names to values")  # noqa: TRY004 - for pydantic
+    for name in value:
+        if not (isinstance(name, str) and _TOKEN.fullmatch(name)):
+            raise ValueError("must have names that HTTP allows, such as 'X-Tenant'")
+        if name.lower() in _RESERVED_HEADERS:
+            raise ValueError(f"must not set {name}: the reranker does")
+    return {name: usable_secret(each) for name, each in value.items()}
 
 
 def _json_object(value: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -90,20 +155,34 @@ def _json_object(value: Mapping[str, Any]) -> Mapping[str, Any]:
     return value
 
 
-def _without_prefix(value: str) -> str:
-    endpoint = _normalise_endpoint(value)
-    if urlsplit(endpoint).path:
-        raise ValueError(
-            "must not have a path: Milvus replaces it by /rerank, so a gateway prefix is lost. "
-            "Give Milvus a URL without a prefix, or use mode='client'"
-        )
-    return endpoint
+def _number(value: Any) -> Any:
+    """Refuse bools, which Python takes for numbers, and take numpy's integers for Python's."""
+    if type(value).__name__.startswith("bool"):  # numpy's too
+        raise ValueError("must be a number, not True or False")
+    return operator.index(value) if hasattr(value, "__index__") else value
 
 
-Endpoint = Annotated[str, AfterValidator(_normalise_endpoint)]
+Number = BeforeValidator(_number)
+Endpoint = Annotated[str, AfterValidator(_endpoint)]
 ServerEndpoint = Annotated[str, AfterValidator(_without_prefix)]
-# Written as its mask, so that what holds a ranker can be written as JSON.
-ApiKey = Annotated[SecretStr, AfterValidator(_usable_key), PlainSerializer(str)]
+Path = Annotated[str, AfterValidator(_path)]
+# Secrets are written as their mask, so that what holds a ranker can be written as JSON.
+ApiKey = Annotated[
+    str | SecretStr | Secret[Any] | Callable[[], str | Awaitable[str]],
+    PlainValidator(_usable_key),
+    PlainSerializer(lambda _: _MASK, return_type=str),
+    WithJsonSchema({"type": "string", "format": "password", "writeOnly": True}),
+]
+Headers = Annotated[
+    Mapping[str, str] | Mapping[str, SecretStr],
+    PlainValidator(_usable_headers),
+    PlainSerializer(lambda headers: dict.fromkeys(headers, _MASK), return_type=dict[str, str]),
+    WithJsonSchema({"type": "object", "additionalProperties": {"type": "string"}}),
+]
+HttpClient = Annotated[InstanceOf[httpx.Client] | None, Field(exclude=True), WithJsonSchema({})]
+AsyncHttpClient = Annotated[
+    InstanceOf[httpx.AsyncClient] | None, Field(exclude=True), WithJsonSchema({})
+]
 JsonObject = Annotated[Mapping[str, Any], AfterValidator(_json_object)]
 
 
@@ -120,15 +199,18 @@ class VLLMRanker:
 
     Args:
         endpoint: vLLM's base URL as this process reaches it, such as
-            ``http://localhost:8000``. A trailing ``/``, ``/v1``, ``/rerank``, ``/v1/rerank``
-            or ``/v2/rerank`` is dropped; any other path is kept as a gateway prefix.
+            ``http://localhost:8000``. One trailing ``/v1``, ``/v2``, ``/rerank``, ``/v1/rerank``
+            or ``/v2/rerank`` is dropped; what is left of the path is kept as a gateway prefix. A
+            prefix that itself ends so is written with its route, ``https://gw/v1/v1/rerank``, or
+            with `rerank_path`.
         server_endpoint: vLLM's base URL as Milvus reaches it (default: `endpoint`). It must
             have no path, since Milvus replaces the path by ``/rerank``.
         model: The served model's name, sent on the client path and by Milvus Lite. Default:
             the server's only model. Milvus >= 2.6 never sends a model.
-        api_key: Bearer token of the client path. It is sent to `endpoint` only, never to Milvus:
-            name a key of milvus.yaml with `credential`. Milvus Lite has no such keys, so that
-            with an `api_key` it cannot rerank itself.
+        api_key: Bearer token of the client path, or what returns one: it is asked for each try,
+            in a thread for async callers unless it is async itself. It is sent to `endpoint`
+            only, never to Milvus: name a key of milvus.yaml with `credential`. Milvus Lite has no
+            such keys, so that with an `api_key` it cannot rerank itself.
         credential: The name of an api key in milvus.yaml; never the key itself.
         mode: ``"server"`` has Milvus rerank inside the search, ``"client"`` reranks from this
             process over HTTP, ``"auto"`` (default) is server where the server knows provider
@@ -152,6 +234,14 @@ class VLLMRanker:
             every call ask. Without a fallback every call asks.
         extra_body: Further fields of vLLM's rerank request, such as ``use_activation``.
             Client path only.
+        headers: Further headers of the client path's requests. Their values are kept as secret
+            as a key.
+        http_client: An httpx.Client to send blocking requests with, for a CA, a client
+            certificate or a proxy of your own. It is never closed.
+        async_http_client: An httpx.AsyncClient for async requests, in the event loop it belongs
+            to; the same otherwise.
+        rerank_path: Where the service reranks, if not at ``/v1/rerank``. The `endpoint` before it
+            is then taken as it is written.
 
     Raises:
         ConfigurationError: An argument is unknown or out of range, or ``mode="server"`` is
@@ -168,17 +258,32 @@ class VLLMRanker:
     mode: Mode = Field(default="auto", kw_only=True)
     on_error: OnError = Field(default="raise", kw_only=True)
     instruction: str | None = Field(default=None, kw_only=True, min_length=1)
-    truncate_prompt_tokens: int | None = Field(default=-1, kw_only=True, ge=-1)
-    max_client_batch_size: PositiveInt | None = Field(default=None, kw_only=True)
-    max_concurrency: PositiveInt = Field(default=4, kw_only=True)
-    timeout: PositiveFloat | None = Field(default=10.0, kw_only=True, allow_inf_nan=False)
-    max_retries: NonNegativeInt = Field(default=2, kw_only=True)
-    cool_down: NonNegativeFloat = Field(default=30.0, kw_only=True, allow_inf_nan=False)
+    truncate_prompt_tokens: Annotated[int, Number] | None = Field(default=-1, kw_only=True, ge=-1)
+    max_client_batch_size: Annotated[PositiveInt, Number] | None = Field(default=None, kw_only=True)
+    max_concurrency: Annotated[PositiveInt, Number] = Field(default=4, kw_only=True)
+    timeout: Annotated[PositiveFloat, Number] | None = Field(
+        default=10.0, kw_only=True, allow_inf_nan=False
+    )
+    max_retries: Annotated[NonNegativeInt, Number] = Field(default=2, kw_only=True)
+    cool_down: Annotated[NonNegativeFloat, Number] = Field(
+        default=30.0, kw_only=True, allow_inf_nan=False
+    )
     # A dict has no hash; two rankers that differ only here may share one.
     extra_body: JsonObject | None = field(default=None, kw_only=True, hash=False)
+    headers: Headers | None = field(default=None, kw_only=True, hash=False)
+    http_client: HttpClient = field(default=None, kw_only=True, compare=False, repr=False)
+    async_http_client: AsyncHttpClient = field(
+        default=None, kw_only=True, compare=False, repr=False
+    )
+    rerank_path: Path | None = Field(default=None, kw_only=True)
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:
+        self._find_base_url()
+        if self.api_key is not None and any(
+            h.lower() == "authorization" for h in self.headers or ()
+        ):
+            raise ValueError("give the key either as api_key or as a header 'authorization'")
         if self.mode == "server" and self.client_only_reasons:
             raise ValueError(
                 "mode='server' cannot be used: "
@@ -187,6 +292,18 @@ class VLLMRanker:
             )
         return self
 
+    def _find_base_url(self) -> None:
+        """Drop a rerank route from the endpoint, once.
+
+        Where what is left looks like one again, `rerank_path` says that it is none: copies and
+        what is read back then keep the endpoint.
+        """
+        if self.rerank_path is None:
+            endpoint = without_route(self.endpoint)
+            object.__setattr__(self, "endpoint", endpoint)
+            if without_route(endpoint) != endpoint:
+                object.__setattr__(self, "rerank_path", RERANK_PATH)
+
     def __copy__(self) -> Self:
         return self
 
@@ -194,26 +311,65 @@ class VLLMRanker:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if self.api_key is not None:
+        private = {
+            "an api_key": self.api_key,
+            "headers": self.headers,
+            "an http_client": self.http_client or self.async_http_client,
+        }
+        if held := [name for name, value in private.items() if value]:
             raise TypeError(
-                "a VLLMRanker with an api_key is not pickled, since the key would be in the "
-                "pickle: make it anew where it is needed"
+                f"a VLLMRanker with {' and '.join(held)} is not pickled, since the key would be in "
+                "the pickle: make it anew where it is needed"
             )
         arguments = {each.name: getattr(self, each.name) for each in fields(self)}
         return partial(type(self), **arguments), ()
 
     @cached_property
+    def plain_key(self) -> str | Callable[[], object]:
+        """The key, or what is to be asked for one; empty without."""
+        key = self.api_key
+        return key.get_secret_value() if isinstance(key, (SecretStr, Secret)) else ""
+
+    @cached_property
+    def plain_headers(self) -> dict[str, str]:
+        """The further headers as they are sent."""
+        given = self.headers or {}
+        return {name: usable_secret(value).get_secret_value() for name, value in given.items()}
+
+    @cached_property
+    def secrets(self) -> tuple[str, ...]:
+        """What must not stand in a message, as far as it is known before a request."""
+        key = self.plain_key if isinstance(self.plain_key, str) else ""
+        values = [secret for value in self.plain_headers.values() for secret in secrets_of(value)]
+        return tuple(filter(None, [key, *values]))
+
+    @cached_property
     def client_only_reasons(self) -> tuple[str, ...]:
-        """Why Milvus cannot do what this ranker asks; empty if it can."""
+        """Why Milvus cannot do what this ranker asks, and the way out; empty if it can."""
         reasons = []
         if self.instruction is not None:
-            reasons.append("Milvus does not send an instruction")
+            reasons.append("Milvus does not send an instruction (leave it out)")
         if self.extra_body:
-            reasons.append("Milvus does not send extra_body")
+            reasons.append("Milvus does not send extra_body (leave it out)")
         if self.server_endpoint is None and urlsplit(self.endpoint).path:
             reasons.append(
                 "Milvus drops the path of the endpoint (give it a server_endpoint without one)"
             )
+        elif self.server_endpoint is None and self.rerank_path not in _WHERE_MILVUS_ASKS:
+            reasons.append(
+                "Milvus asks /rerank in place of rerank_path (give it a server_endpoint that "
+                "serves /rerank)"
+            )
+        if self.credential is None:
+            reasons += [
+                f"Milvus does not {does}: name a key of milvus.yaml with credential='...'"
+                for does, value in {
+                    "send the api_key": self.api_key,
+                    "send headers": self.headers,
+                    "use an http_client": self.http_client or self.async_http_client,
+                }.items()
+                if value
+            ]
         return tuple(reasons)
 
     def to_function(
@@ -243,20 +399,26 @@ class VLLMRanker:
         Raises:
             ConfigurationError: No query, an empty one, or a ranker Milvus cannot serve.
         """
-        texts = [queries] if isinstance(queries, str) else list(queries)
-        if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
-            raise ConfigurationError("queries must be one or more non-empty texts")
+        if provider not in get_args(Provider):
+            raise ConfigurationError(f"provider must be 'vllm' or 'cohere', not {provider!r}")
+        texts = [queries] if isinstance(queries, str) else queries
+        if (
+            not isinstance(texts, Sequence)
+            or not texts
+            or not all(isinstance(text, str) and text.strip() for text in texts)
+        ):
+            raise ConfigurationError("queries must be one or more non-empty texts, in a list")
+        params = self._cohere_params if provider == "cohere" else self._vllm_params
         if self.client_only_reasons:
             raise ConfigurationError(
                 "Milvus cannot rerank as this ranker asks: " + "; ".join(self.client_only_reasons)
             )
-        params = self._cohere_params if provider == "cohere" else self._vllm_params
         make, rerank = _function_class()
         return make(
             name=name,
             function_type=rerank,
             input_field_names=[input_field],
-            params={"reranker": "model", "provider": provider, "queries": texts, **params},
+            params={"reranker": "model", "provider": provider, "queries": list(texts), **params},
         )
 
     @property

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import socket
+import ssl
 import threading
 from contextlib import contextmanager, suppress
+from http.client import IncompleteRead, RemoteDisconnected
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import pytest
 from pymilvus import AnnSearchRequest, DataType, Function, FunctionType, MilvusClient
 from pymilvus.exceptions import MilvusException
 
+from tests.fakes import Reply, running_fake_vllm
 from tests.milvus26 import running_milvus26
+from tests.milvus26.vllm_provider import in_gos_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,7 +29,7 @@ ROWS = [
     {"pk": 2, "dense": [0.20, 0.0], "text": "two", "title": "milvus vector"},
     {"pk": 3, "dense": [0.30, 0.0], "text": "three", "title": "vllm"},
     {"pk": 4, "dense": [0.40, 0.0], "text": "four", "title": "rerank"},
-    {"pk": 5, "dense": [0.50, 0.0], "text": None, "title": "rerank"},
+    {"pk": 5, "dense": [0.50, 0.0], "text": "", "title": "rerank"},
     {"pk": 6, "dense": [0.60, 0.0], "text": "six", "title": "milvus milvus"},
 ]
 ORIGIN = [0.0, 0.0]  # L2: the rows come in the order of their keys
@@ -95,11 +101,11 @@ def vllm() -> Iterator[FakeVLLM]:
         yield fake
 
 
-def fill(client: MilvusClient) -> None:
+def fill(client: MilvusClient, *, nulls: bool = False) -> None:
     schema = client.create_schema(auto_id=False)
     schema.add_field("pk", DataType.INT64, is_primary=True)
     schema.add_field("dense", DataType.FLOAT_VECTOR, dim=2)
-    schema.add_field("text", DataType.VARCHAR, max_length=100, nullable=True)
+    schema.add_field("text", DataType.VARCHAR, max_length=100, nullable=nulls)
     schema.add_field("title", DataType.VARCHAR, max_length=100, enable_analyzer=True)
     schema.add_field("sparse", DataType.SPARSE_FLOAT_VECTOR)
     schema.add_function(Function("bm25", FunctionType.BM25, ["title"], ["sparse"]))
@@ -107,14 +113,16 @@ def fill(client: MilvusClient) -> None:
     indexes.add_index("dense", index_type="FLAT", metric_type="L2")
     indexes.add_index("sparse", index_type="SPARSE_INVERTED_INDEX", metric_type="BM25")
     client.create_collection(COLLECTION, schema=schema, index_params=indexes)
-    client.insert(COLLECTION, ROWS)
+    client.insert(
+        COLLECTION, [{**row, "text": row["text"] or (None if nulls else "")} for row in ROWS]
+    )
 
 
 @contextmanager
-def connected(uri: str) -> Iterator[MilvusClient]:
+def connected(uri: str, *, nulls: bool = False) -> Iterator[MilvusClient]:
     client = MilvusClient(uri)
     try:
-        fill(client)
+        fill(client, nulls=nulls)
         yield client
     finally:
         client.close()
@@ -241,9 +249,22 @@ def test_every_query_vector_is_reranked_with_the_query_in_its_place(milvus, vllm
     ]
 
 
-def test_a_null_document_counts_as_empty(milvus, vllm):
-    search(milvus, ranker(vllm.url), filter="pk == 5")
+def test_a_null_document_counts_as_empty_from_milvus_3_on(tmp_path, vllm):
+    with (
+        running_milvus26(tmp_path, version="3.0.1") as uri,
+        connected(uri, nulls=True) as client,
+    ):
+        search(client, ranker(vllm.url), filter="pk == 5")
     assert vllm.documents == [[""]]
+
+
+@pytest.mark.parametrize("version", ["2.6.4", "v2.7.0-dev"])
+@pytest.mark.parametrize("row", [1, 5])
+def test_a_field_that_may_hold_nulls_is_refused_before_milvus_3(tmp_path, vllm, version, row):
+    with running_milvus26(tmp_path, version=version) as uri, connected(uri, nulls=True) as client:
+        refused = refusal(lambda: search(client, ranker(vllm.url), filter=f"pk == {row}"))
+    assert refused == "function input field cannot be nullable"
+    assert vllm.requests == []
 
 
 def test_no_candidates_means_no_request(milvus, vllm):
@@ -335,8 +356,46 @@ def test_a_batch_that_fails_fails_the_whole_search(milvus, vllm):
 def test_a_refused_connection_fails_the_search(milvus):
     endpoint = f"http://127.0.0.1:{closed_port()}"
     message = refusal(lambda: search(milvus, ranker(endpoint)))
-    assert "call service failed" in message
-    assert "refused" in message
+    address = endpoint.removeprefix("http://")
+    assert (
+        f'call service failed, errs:[Post "{endpoint}/rerank": dial tcp {address}: connect: '
+        "connection refused]" in message
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (socket.gaierror(-2, "Name or service not known"), "dial tcp: lookup vllm on"),
+        (OSError(errno.EHOSTUNREACH, "No route to host"), "vllm:8000: connect: no route to host"),
+        (OSError(errno.ENETUNREACH, "Network is unreachable"), "connect: network is unreachable"),
+        (ConnectionResetError(errno.ECONNRESET, "reset"), "connection reset by peer"),
+        (RemoteDisconnected("closed"), "EOF"),
+        (IncompleteRead(b"", 5), "unexpected EOF"),
+        (
+            ssl.SSLError(1, "wrong version number"),
+            "http: server gave HTTP response to HTTPS client",
+        ),
+        (ssl.SSLCertVerificationError(1, "self-signed"), "tls: failed to verify certificate"),
+        (TimeoutError("timed out"), "context deadline exceeded"),
+    ],
+)
+def test_a_broken_exchange_is_told_in_the_words_of_go(error, words):
+    assert words in in_gos_words(error, urlsplit("http://vllm:8000/rerank"))
+
+
+@pytest.mark.parametrize(("status", "is_asked"), [(307, True), (308, True), (302, False)])
+def test_a_redirect_is_followed_and_some_lose_the_method_and_the_body(milvus, status, is_asked):
+    with running_fake_vllm() as fake:
+        fake.replies = [Reply(status, b"", {"location": "/rerank/"})] * 3
+        if is_asked:
+            del fake.replies[1:]
+            assert len(search(milvus, ranker(fake.url))[0]) == 3
+        else:  # the fake answers no GET
+            assert "501" in refusal(lambda: search(milvus, ranker(fake.url)))
+        assert {request.path for request in fake.received} == (
+            {"/rerank", "/rerank/"} if is_asked else {"/rerank"}
+        )
 
 
 def test_a_time_limit_of_the_function_ends_the_tries(milvus, vllm):

@@ -14,7 +14,6 @@ from typing import Any, Literal
 from milvus_vllm_retrievers import (
     MilvusVLLMError,
     RerankConnectionError,
-    RerankError,
     RerankResponseError,
     RerankStatusError,
     RerankTimeoutError,
@@ -219,13 +218,13 @@ ROWS: tuple[Row, ...] = (
     Row(
         "breaks off in the middle of an answer",
         BreaksOff(),
-        server=failure_in_milvus(RerankError, "call service failed"),
+        server=failure_in_milvus(RerankConnectionError, "vLLM must be reachable from Milvus"),
         client=failure_from_here(RerankConnectionError, "could not be reached or broke off"),
     ),
     Row(
         "answers 400",
         _error(400, "This model's maximum context length is 512 tokens"),
-        server=failure_in_milvus(RerankStatusError, "maximum context length", 400),
+        server=failure_in_milvus(RerankStatusError, "keep truncate_prompt_tokens=-1", 400),
         client=failure_from_here(RerankStatusError, "keep truncate_prompt_tokens=-1", 400),
     ),
     Row(
@@ -237,13 +236,13 @@ ROWS: tuple[Row, ...] = (
     Row(
         "answers 404",
         _error(404, "The model `x` does not exist."),
-        server=failure_in_milvus(RerankStatusError, "The model `x` does not exist.", 404),
+        server=failure_in_milvus(RerankStatusError, "Check the ranker's model name", 404),
         client=failure_from_here(RerankStatusError, "Check the ranker's model name", 404),
     ),
     Row(
         "answers 429 and asks to wait an hour",
         _error(429, "slow down", **{"retry-after": "3600"}),
-        server=failure_in_milvus(RerankStatusError, "slow down", 429),
+        server=failure_in_milvus(RerankStatusError, "lower the ranker's max_concurrency", 429),
         client=failure_from_here(RerankStatusError, "slow down", 429),
         milvus_itself="Milvus does not read `Retry-After`; it tries three times in all",
     ),
@@ -263,7 +262,7 @@ ROWS: tuple[Row, ...] = (
     Row(
         "answers 503",
         _error(503, "the queue is full"),
-        server=failure_in_milvus(RerankStatusError, "the queue is full", 503),
+        server=failure_in_milvus(RerankStatusError, "lower the ranker's max_concurrency", 503),
         client=failure_from_here(RerankStatusError, "the queue is full", 503),
     ),
     Row(
@@ -282,7 +281,7 @@ ROWS: tuple[Row, ...] = (
     Row(
         "answers with something that is no JSON",
         Answers(Reply(200, b"<html>hello</html>", {"content-type": "text/html"})),
-        server=failure_in_milvus(RerankError, "unmarshal response failed"),
+        server=failure_in_milvus(RerankResponseError, "unmarshal response failed"),
         client=failure_from_here(RerankResponseError, "something other than rerank results"),
     ),
     Row(
@@ -316,7 +315,7 @@ ROWS: tuple[Row, ...] = (
     Row(
         "gives a score that is not a number (NaN)",
         _results((0, float("nan")), *_EVERY[1:]),
-        server=failure_in_milvus(RerankError, "unmarshal response failed"),
+        server=failure_in_milvus(RerankResponseError, "unmarshal response failed"),
         client=failure_from_here(RerankResponseError, "not a finite number"),
     ),
     Row(

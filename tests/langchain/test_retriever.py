@@ -154,16 +154,16 @@ async def test_keys_of_either_type_under_any_name_become_the_documents_id(
 
 @pytest.mark.parametrize("k", [1, 2, 3, 4])
 async def test_texts_that_are_null_or_empty_come_last_unscored_on_both_paths(
-    milvus26: MilvusClient, milvus26_uri: str, fake_vllm: FakeVLLM, ask: Ask, k: int
+    milvus30: MilvusClient, milvus30_uri: str, fake_vllm: FakeVLLM, ask: Ask, k: int
 ) -> None:
     fake_vllm.score = lambda query, document: -float(len(document))  # "" would be the best
     texts = ["", "a longer text", None, "some text"]
-    create_collection(milvus26, "nulls", texts=texts, nullable=True, bm25=False)
+    create_collection(milvus30, "nulls", texts=texts, nullable=True, bm25=False)
 
     for mode in ("server", "client"):
         retriever = MilvusVLLMRetriever(
             collection_name="nulls",
-            uri=milvus26_uri,
+            uri=milvus30_uri,
             embedding=LetterEmbeddings(),
             ranker=VLLMRanker(fake_vllm.url, mode=mode),
             k=k,
@@ -516,19 +516,36 @@ def test_an_attribute_that_is_set_takes_effect(
         assert [d.page_content for d in retriever.invoke("another")] == ["from another collection"]
 
 
-async def test_scores_that_were_stored_with_a_row_are_not_this_querys(
-    milvus26: MilvusClient, milvus26_uri: str, fake_vllm: FakeVLLM, ask: Ask
+@pytest.mark.parametrize("ranked", [True, False])
+@pytest.mark.parametrize("asked", [None, ["rerank_error", "retrieval_score"]])
+async def test_own_fields_with_the_names_of_scores_come_back_as_stored(
+    milvus26: MilvusClient,
+    milvus26_uri: str,
+    fake_vllm: FakeVLLM,
+    ask: Ask,
+    ranked: bool,
+    asked: list[str] | None,
 ) -> None:
     create_collection(milvus26, "stored_scores", texts=[], dense=0)
-    row = {"pk": 1, "document": "a whale", "rerank_error": "old", "retrieval_score": 0.99}
+    row = {"pk": 1, "document": "a whale", "rerank_error": "own", "retrieval_score": 0.99}
     milvus26.insert("stored_scores", [row])
     retriever = MilvusVLLMRetriever(
-        collection_name="stored_scores", uri=milvus26_uri, ranker=VLLMRanker(fake_vllm.url)
+        collection_name="stored_scores",
+        uri=milvus26_uri,
+        ranker=VLLMRanker(fake_vllm.url) if ranked else None,
+        output_fields=asked,
     )
 
     (document,) = await ask(retriever, "whale")
 
-    assert document.metadata == {"pk": 1, "relevance_score": 7.0, "reranked_by": "milvus"}
+    assert document.metadata.pop("retrieval_score", None) != 0.99
+    assert document.metadata == {
+        "pk": 1,
+        "stored_rerank_error": "own",
+        "stored_retrieval_score": 0.99,
+        "relevance_score": 7.0 if ranked else None,
+        "reranked_by": "milvus" if ranked else None,
+    }
 
 
 async def test_search_params_for_a_field_that_is_not_there_are_refused(

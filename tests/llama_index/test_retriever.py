@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -367,7 +367,12 @@ STORED: list[BaseNode] = [
 @pytest.fixture(scope="module")
 def store(milvus26: MilvusClient) -> str:
     """A collection as llama-index-vector-stores-milvus makes and fills it."""
-    milvus26.drop_collection(STORE)
+    fill_store(milvus26, STORE, STORED)
+    return STORE
+
+
+def fill_store(milvus26: MilvusClient, name: str, nodes: Sequence[BaseNode]) -> None:
+    milvus26.drop_collection(name)
     schema = milvus26.create_schema(enable_dynamic_field=True)
     schema.add_field("id", DataType.VARCHAR, max_length=65_535, is_primary=True)
     schema.add_field("doc_id", DataType.VARCHAR, max_length=65_535)
@@ -376,10 +381,10 @@ def store(milvus26: MilvusClient) -> str:
     indexes = milvus26.prepare_index_params()
     indexes.add_index("embedding", index_type="FLAT", metric_type="IP")
     milvus26.create_collection(
-        STORE, schema=schema, index_params=indexes, consistency_level="Strong"
+        name, schema=schema, index_params=indexes, consistency_level="Strong"
     )
     milvus26.insert(
-        STORE,
+        name,
         [
             {
                 **node_to_metadata_dict(node, remove_text=True),
@@ -387,10 +392,9 @@ def store(milvus26: MilvusClient) -> str:
                 "text": node.get_content(),
                 "embedding": LetterEmbeddings().embed_query(node.get_content()),
             }
-            for node in STORED
+            for node in nodes
         ],
     )
-    return STORE
 
 
 @pytest.fixture
@@ -456,6 +460,49 @@ async def test_every_kind_of_node_can_be_pickled(
         copied = pickle.loads(pickle.dumps(found.node))
         assert copied == found.node
         assert copied.hash == found.node.hash
+
+
+OWN_SCORES = {"relevance_score": 0.9, "reranked_by": "an editor", "page": 7}
+
+
+@pytest.mark.parametrize("ranked", [True, False])
+@pytest.mark.parametrize("written_by", ["LlamaIndex", "others"])
+async def test_own_metadata_with_the_names_of_scores_comes_back_as_stored(
+    milvus26: MilvusClient,
+    milvus26_uri: str,
+    fake_vllm: FakeVLLM,
+    retrieve: Retrieve,
+    written_by: str,
+    ranked: bool,
+) -> None:
+    if written_by == "LlamaIndex":
+        node = TextNode(
+            id_="1",
+            text="Whales sing.",
+            metadata=OWN_SCORES,
+            excluded_llm_metadata_keys=["reranked_by"],
+        )
+        fill_store(milvus26, "own_scores", [node])
+    else:
+        create_collection(milvus26, "own_scores", texts=[], dense=0)
+        milvus26.insert("own_scores", [{"pk": 1, "document": "Whales sing.", **OWN_SCORES}])
+    retriever = MilvusVLLMRetriever(
+        "own_scores",
+        VLLMRanker(fake_vllm.url) if ranked else None,
+        uri=milvus26_uri,
+        embed_model=LetterModel(),
+    )
+
+    (found,) = await retrieve(retriever, "whales")
+
+    assert found.metadata["relevance_score"] == (len("Whales sing.") if ranked else None)
+    assert found.metadata["reranked_by"] == ("milvus" if ranked else None)
+    assert found.metadata["stored_relevance_score"] == 0.9
+    assert found.metadata["stored_reranked_by"] == "an editor"
+    shown = found.node.get_content(MetadataMode.LLM)
+    assert "page: 7" in shown
+    assert "stored_relevance_score: 0.9" in shown
+    assert ("an editor" in shown) == (written_by == "others")  # hidden by the node itself
 
 
 @pytest.fixture

@@ -8,8 +8,9 @@ What is imitated, from section 2 of the contract ("Milvus >= 2.6, provider vllm"
 
 - ``vllm_provider``: the Function's params, the HTTP call, its tries and its error texts.
 - ``servicer``: which hits are candidates, the nq check, the order, the score that replaces the
-  distance; a server before 2.6, which drops the ranker in silence; ``get_server_version()``;
-  and, from section 3, BM25 scores that are positive.
+  distance; a server before 2.6, which drops the ranker in silence; one before 3.0, which refuses
+  an input field that is nullable; ``get_server_version()``; and, from section 3, BM25 scores that
+  are positive.
 
 What is not imitated: every provider but ``vllm``; a Boost ranker next to a model ranker;
 ``round_decimal`` and search iterators with a model ranker; filter templates, consistency levels,

@@ -40,7 +40,9 @@ class Milvus26Servicer(MilvusServicer):  # type: ignore[misc]  # Milvus Lite is 
         super().__init__(db)
         self._config = config
         release = re.search(r"(\d+)\.(\d+)", config.version)
-        self._knows_rankers = release is None or (int(release[1]), int(release[2])) >= (2, 6)
+        numbers = (int(release[1]), int(release[2])) if release else (3, 0)
+        self._knows_rankers = numbers >= (2, 6)
+        self._takes_nulls = numbers >= (3, 0)
 
     def GetVersion(self, request: Any, context: Any) -> Any:  # noqa: N802
         answer = super().GetVersion(request, context)
@@ -89,7 +91,9 @@ class Milvus26Servicer(MilvusServicer):  # type: ignore[misc]  # Milvus Lite is 
 
     def _rerank(self, request: Any, context: Any) -> Any:
         collection = self._get_collection(request, context)
-        ranker = _ranker_from(request.function_score, collection.schema, self._config)
+        ranker = _ranker_from(
+            request.function_score, collection.schema, self._config, takes_nulls=self._takes_nulls
+        )
         page = _page_of(request)
         output_fields = list(request.output_fields)
         legs = [
@@ -187,7 +191,9 @@ class _ModelRanker:
         return "" if text is None else str(text)
 
 
-def _ranker_from(function_score: Any, schema: Any, config: ServerConfig) -> _ModelRanker:
+def _ranker_from(
+    function_score: Any, schema: Any, config: ServerConfig, *, takes_nulls: bool
+) -> _ModelRanker:
     """Checks in the order of Milvus: name, input field, queries, provider."""
     if len(function_score.functions) > 1:
         raise InvalidParameterError("currently only supports one rerank function")
@@ -198,6 +204,8 @@ def _ranker_from(function_score: Any, schema: Any, config: ServerConfig) -> _Mod
     if name != "model":
         raise InvalidParameterError(f"unsupported reranker {name}")
     input_field = _input_field_of(function, schema)
+    if not takes_nulls and any(f.nullable for f in schema.fields if f.name == input_field):
+        raise InvalidParameterError("function input field cannot be nullable")
     params = {param.key: param.value for param in function.params}
     return _ModelRanker(
         input_field=input_field,

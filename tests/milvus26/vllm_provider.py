@@ -4,19 +4,33 @@ from __future__ import annotations
 
 import json
 import re
+import socket
+import ssl
 import struct
 import time
 from contextlib import closing
 from dataclasses import dataclass, field
-from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from http import HTTPStatus
+from http.client import (
+    HTTPConnection,
+    HTTPException,
+    HTTPResponse,
+    HTTPSConnection,
+    IncompleteRead,
+    RemoteDisconnected,
+)
 from typing import TYPE_CHECKING, Any, NoReturn
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, urljoin, urlsplit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 _DEFAULT_BATCH_SIZE = 32
 _DEFAULT_BUDGET_MS = 30_000
+# Go follows these; all but the last two with a GET that has no body.
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_KEEP_METHOD = frozenset({307, 308})
+_MOST_REDIRECTS = 10
 
 
 @dataclass(frozen=True)
@@ -97,24 +111,73 @@ class VLLMProvider:
         headers = {"Content-Type": "application/json"}
         if self.api_key is not None:
             headers["Authorization"] = f"Bearer {self.api_key}"
-        connect = HTTPSConnection if self.url.scheme == "https" else HTTPConnection
-        remaining = max(deadline - time.monotonic(), 0.001)
-        target = self.url._replace(scheme="", netloc="", fragment="").geturl()
-        try:
-            with closing(connect(str(self.url.hostname), self.url.port, timeout=remaining)) as http:
-                http.request("POST", target, body, headers)
-                answer = http.getresponse()
-                content = answer.read()
-        except (OSError, HTTPException) as error:
+        url, method = self.url, "POST"
+        for _ in range(_MOST_REDIRECTS):
+            answer, content = _exchange(url, method, body, headers, deadline)
+            location = answer.getheader("location")
+            if answer.status not in _REDIRECTS or not location:
+                break
+            onward = urlsplit(urljoin(url.geturl(), location))
+            if onward.hostname != url.hostname:
+                headers.pop("Authorization", None)
+            if answer.status not in _KEEP_METHOD:
+                method, body = "GET", b""
+            url = onward
+        else:
             raise RerankError(
-                f'call service failed, errs:[Post "{self.url.geturl()}": {error}]'
-            ) from error
-        if answer.status != 200:
+                f'call service failed, errs:[{method.title()} "{url.geturl()}": '
+                f"stopped after {_MOST_REDIRECTS} redirects]"
+            )
+        if answer.status != HTTPStatus.OK:
             text = content.decode(errors="replace")
             raise RerankError(
                 f"call service failed, errs:[{answer.status} {answer.reason}, {text}]"
             )
         return content
+
+
+def _exchange(
+    url: SplitResult, method: str, body: bytes, headers: Mapping[str, str], deadline: float
+) -> tuple[HTTPResponse, bytes]:
+    connect = HTTPSConnection if url.scheme == "https" else HTTPConnection
+    remaining = max(deadline - time.monotonic(), 0.001)
+    target = url._replace(scheme="", netloc="", fragment="").geturl()
+    try:
+        with closing(connect(str(url.hostname), url.port, timeout=remaining)) as http:
+            http.request(method, target, body, dict(headers))
+            answer = http.getresponse()
+            return answer, answer.read()
+    except (OSError, HTTPException) as error:
+        said = f'{method.title()} "{url.geturl()}": {in_gos_words(error, url)}'
+        raise RerankError(f"call service failed, errs:[{said}]") from error
+
+
+# What Go's HTTP client says, by what Python raises; the first that fits.
+_GOS_WORDS: tuple[tuple[type[Exception], str], ...] = (
+    (RemoteDisconnected, "EOF"),
+    (IncompleteRead, "unexpected EOF"),
+    (HTTPException, "net/http: HTTP/1.x transport connection broken: malformed HTTP response"),
+    (socket.gaierror, "dial tcp: lookup {host} on 127.0.0.11:53: no such host"),
+    (ssl.SSLCertVerificationError, "tls: failed to verify certificate: x509: unknown authority"),
+    (ssl.SSLError, "http: server gave HTTP response to HTTPS client"),
+    (
+        ConnectionResetError,
+        "read tcp 10.0.0.1:5000->{host}:{port}: read: connection reset by peer",
+    ),
+    (TimeoutError, "context deadline exceeded"),
+    # Refused connections, unreachable hosts and networks: the system's words, in lower case.
+    (OSError, "dial tcp {host}:{port}: connect: {system}"),
+)
+
+
+def in_gos_words(error: Exception, url: SplitResult) -> str:
+    """Say what Go's HTTP client says of a failure in place of what Python's does."""
+    words = next(words for kind, words in _GOS_WORDS if isinstance(error, kind))
+    return words.format(
+        host=url.hostname,
+        port=url.port or (443 if url.scheme == "https" else 80),
+        system=(getattr(error, "strerror", None) or str(error)).lower(),
+    )
 
 
 def provider_from(params: Mapping[str, str], config: ServerConfig) -> VLLMProvider:

@@ -14,16 +14,19 @@ from hypothesis import strategies as st
 from milvus_vllm_retrievers import SearchError
 from milvus_vllm_retrievers._core.hits import (
     NO_TEXT,
+    SCORE_KEYS,
     Hit,
     Ranking,
     RowReader,
     above,
     as_given,
+    fits_float32,
     float32,
     ranked_by_client,
     ranked_by_milvus,
     relevance_order,
     reranked_by_client,
+    stored,
     unranked,
 )
 
@@ -64,6 +67,40 @@ def test_rows_that_were_fetched_without_their_fields_have_keys_and_scores() -> N
     assert RowReader("pk", "document").scores(rows) == {2: 0.5, 1: 0.25}
 
 
+OURS = ["relevance_score", "retrieval_score", "reranked_by", "reranked_with", "rerank_error"]
+
+
+@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("ranked", [True, False])
+@pytest.mark.parametrize("in_json", [True, False])
+def test_a_stored_field_with_the_name_of_a_score_of_ours_comes_back_as_stored(
+    name: str, ranked: bool, in_json: bool
+) -> None:
+    own = {name: "the user's", "page": 7}
+    entity = {"document": "a", **({"about": own} if in_json else own)}
+    reader = RowReader("pk", "document", "about" if in_json else None)
+
+    rows = [{"pk": 1, "distance": 0.5, "entity": entity}]
+    (hit,) = reader.reranked(rows) if ranked else reader.retrieved(rows)
+
+    assert hit.fields == {f"stored_{name}": "the user's", "page": 7, "pk": 1}
+
+
+field_names = st.sampled_from([*OURS, *(f"stored_{name}" for name in OURS), "page"])
+
+
+@given(st.dictionaries(field_names, st.integers()))
+def test_no_stored_value_is_lost_for_its_name(fields: dict[str, int]) -> None:
+    before = dict(fields)
+
+    renamed = stored(fields)
+
+    assert sorted(renamed.values()) == sorted(fields.values())
+    assert SCORE_KEYS.isdisjoint(renamed)
+    assert fields == before
+    assert renamed.items() >= {k: v for k, v in fields.items() if k not in SCORE_KEYS}.items()
+
+
 class Repeated:
     """As protobuf hands over an ARRAY field."""
 
@@ -95,6 +132,16 @@ def test_float32_rounds_as_numpy_does(value: float) -> None:
         expected = float(np.float32(value))
 
     assert repr(float32(value)) == repr(expected)  # tells NaN and -0.0 too
+
+
+@pytest.mark.parametrize("score", [3.4e38, -3.4e38, 0.0, 1e-60])
+def test_a_score_that_a_float32_can_hold_fits(score: float) -> None:
+    assert fits_float32(score)
+
+
+@pytest.mark.parametrize("score", [1e39, -1e39, float("inf"), float("-inf"), float("nan")])
+def test_a_score_that_would_become_infinite_or_is_no_number_does_not_fit(score: float) -> None:
+    assert not fits_float32(score)
 
 
 scores = st.floats(-100, 100).map(float32)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from milvus_lite.db import MilvusLite
 from pydantic import SecretStr
 
 from milvus_vllm_retrievers import (
@@ -14,12 +16,14 @@ from milvus_vllm_retrievers import (
     MilvusVLLMError,
     RerankConnectionError,
     RerankError,
+    RerankResponseError,
     RerankStatusError,
     RerankTimeoutError,
     SearchError,
+    VLLMRanker,
 )
 from milvus_vllm_retrievers._core.milvus import ConnectionSettings, MilvusConnection
-from milvus_vllm_retrievers._core.milvus_errors import explain_error
+from milvus_vllm_retrievers._core.milvus_errors import explain_error, with_advice
 from milvus_vllm_retrievers._core.server import Server
 
 
@@ -50,38 +54,172 @@ def test_a_version_tells_how_the_server_reaches_vllm(
     assert server.is_lite == (provider == "cohere")
 
 
+FAILED = "call service failed, errs:["
+GO = f'{FAILED}Post "http://vllm:8000/rerank": '
+UNREACHABLE = "vLLM must be reachable from Milvus: set server_endpoint"
+NO_MODEL = "vLLM serves /v1/rerank only for embedding and one-label classification models"
+BUSY = "lower the ranker's max_concurrency"
+LONGER = "raise the ranker's timeout"
+LOG = "The log of vLLM"
+DROPPED = "a gateway may drop documents; is the endpoint vLLM's base URL"
+
+
 @pytest.mark.parametrize(
-    ("message", "kind"),
+    "message",
     [
-        ("call service failed: connection refused", RerankConnectionError),
-        ("call service failed: dial tcp: lookup vllm: no such host", RerankConnectionError),
-        ("call service failed: read: connection reset by peer", RerankConnectionError),
-        ("call service failed: context deadline exceeded", RerankTimeoutError),
-        ("Cohere API request timed out", RerankTimeoutError),
-        ("call service failed: status code 503: busy", RerankStatusError),
-        ("Cohere API error 400: too long", RerankStatusError),
-        ("Cohere API returned nothing", RerankError),
+        f"{GO}dial tcp 10.0.0.1:8000: connect: connection refused]",
+        f"{GO}dial tcp 10.0.0.1:8000: connect: connection timed out]",
+        f"{GO}dial tcp 10.0.0.1:8000: i/o timeout]",
+        f"{GO}dial tcp 10.0.0.1:8000: connect: no route to host]",
+        f"{GO}dial tcp 10.0.0.1:8000: connect: network is unreachable]",
+        f"{GO}dial tcp: lookup vllm: no such host]",
+        f"{GO}dial tcp: lookup vllm on 127.0.0.11:53: server misbehaving]",
+        f"{GO}EOF]",
+        f"{GO}http: server gave HTTP response to HTTPS client]",
+        f"{GO}read tcp 10.0.0.2:5000->10.0.0.1:8000: read: connection reset by peer]",
+        f"{GO}tls: failed to verify certificate: x509: unknown authority]",
+        # Without the URL, as other releases may say it.
+        *(
+            f"call service failed: {words}"
+            for words in (
+                "connection refused",
+                "i/o timeout",
+                "no route to host",
+                "network is unreachable",
+                "no such host",
+                "server misbehaving",
+                "unexpected EOF",
+                "server gave HTTP response to HTTPS client",
+                "connection reset by peer",
+            )
+        ),
+        "Cohere API connection error: [Errno 111] Connection refused",
     ],
 )
-def test_a_failed_rerank_service_is_told_from_a_failed_search(
-    message: str, kind: type[RerankError]
+def test_a_vllm_that_milvus_cannot_reach_is_explained_as_seen_from_milvus(message: str) -> None:
+    error = explain_error(Exception(message), "search")
+
+    assert type(error) is RerankConnectionError
+    assert str(error).startswith(f"reranking inside Milvus failed: {message} ({UNREACHABLE}")
+
+
+@pytest.mark.parametrize(
+    ("message", "kind", "advice"),
+    [
+        (f"{GO}context deadline exceeded]", RerankTimeoutError, LONGER),
+        ("call service failed: context deadline exceeded", RerankTimeoutError, LONGER),
+        ("Cohere API request timed out", RerankTimeoutError, LONGER),
+        (f"{FAILED}400 Bad Request, no]", RerankStatusError, "keep truncate_prompt_tokens=-1"),
+        (f"{FAILED}404 Not Found, Not Found]", RerankStatusError, NO_MODEL),
+        ('Cohere API error 404: {"detail": "Not Found"}', RerankStatusError, NO_MODEL),
+        ("Cohere API error 404: The model `x` does not exist.", RerankStatusError, "/v1/models"),
+        (f"{FAILED}429 Too Many Requests, no]", RerankStatusError, BUSY),
+        ("call service failed: status code 503: busy", RerankStatusError, BUSY),
+        (f"{FAILED}502 Bad Gateway, connection refused]", RerankStatusError, LOG),
+        (f"{FAILED}504 Gateway Timeout, timed out]", RerankStatusError, LOG),
+        ("Cohere API error 400: maximum context length", RerankStatusError, "Lite cannot truncate"),
+        ("docs and scores does not match docs:[3], scores:[2]", RerankResponseError, DROPPED),
+        ("an invalid or duplicated result index [1] for [3] docs", RerankResponseError, DROPPED),
+        ("call service failed, unmarshal response failed", RerankResponseError, DROPPED),
+        ("Cohere API returned nothing", RerankError, ""),
+    ],
+)
+def test_a_failed_rerank_service_is_told_from_a_failed_search_and_comes_with_what_to_do(
+    message: str, kind: type[RerankError], advice: str
 ) -> None:
     error = explain_error(Exception(message), "search of collection 'docs'")
 
     assert type(error) is kind
     assert str(error).startswith(f"reranking inside Milvus failed: {message}")
+    assert advice in str(error)
+    assert UNREACHABLE not in str(error)
+
+
+NO_KEY = "Milvus sent no key: it sends only a credential, the name of a key in milvus.yaml"
+NOT_SENT = "Milvus does not send the api_key: it sends only a credential"
+
+
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize(
+    ("ranker", "advice"),
+    [
+        ({}, NO_KEY),
+        ({"api_key": "sk-here"}, NOT_SENT),
+        ({"credential": "prod"}, "Check the key that milvus.yaml holds under the name 'prod'"),
+        ({"api_key": "sk-here", "credential": "prod"}, "under the name 'prod'"),
+    ],
+)
+def test_a_refused_key_is_explained_by_what_milvus_was_given(
+    status: int, ranker: dict[str, Any], advice: str
+) -> None:
+    failed = explain_error(Exception(f"call service failed, errs:[{status} No, no]"), "search")
+    failed.__cause__ = cause = OSError("why")
+
+    error = with_advice(failed, VLLMRanker("http://vllm:8000", **ranker))
+
+    assert isinstance(error, RerankStatusError)
+    assert error.status_code == status
+    assert f"{advice}" in str(error)
+    assert "sk-here" not in str(error)
+    assert error.__cause__ is cause
+
+
+def test_a_key_that_milvus_lite_cannot_send_is_to_be_sent_from_here() -> None:
+    failed = explain_error(Exception("Cohere API error 401: Unauthorized"), "search")
+
+    error = with_advice(failed, VLLMRanker("http://vllm:8000"))
+
+    assert "Milvus Lite sends no key: use mode='client' with an api_key" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("ranker", "shown"),
+    [
+        ({}, "the ranker's endpoint, http://vllm:8000"),
+        ({"server_endpoint": "http://in:80"}, "the ranker's server_endpoint, http://in:80"),
+    ],
+)
+@pytest.mark.parametrize(
+    "message",
+    [
+        f"{GO}EOF]",
+        "call service failed, errs:[404 Not Found, no]",
+        "call service failed, unmarshal response failed, errs:[no]",
+        "context deadline exceeded",
+    ],
+)
+def test_a_failure_inside_milvus_names_the_url_that_milvus_was_given(
+    message: str, ranker: dict[str, Any], shown: str
+) -> None:
+    failed = explain_error(Exception(message), "search")
+
+    error = with_advice(failed, VLLMRanker("http://vllm:8000", **ranker))
+
+    assert isinstance(error, RerankError)
+    assert f"Milvus was given {shown}" in str(error)
+
+
+def test_a_time_limit_that_milvus_met_within_itself_is_the_rankers() -> None:
+    failed = explain_error(Exception("context deadline exceeded"), "search")
+
+    error = with_advice(failed, VLLMRanker("http://vllm:8000"))
+
+    assert type(error) is RerankTimeoutError
+    assert error.__cause__ is failed
+    assert str(error).startswith("reranking inside Milvus took too long: search failed: context")
+    assert LONGER in str(error)
+
+
+def test_a_failed_search_has_nothing_to_do_with_the_ranker() -> None:
+    failed = SearchError("disk full")
+
+    assert with_advice(failed, VLLMRanker("http://vllm:8000")) is failed
 
 
 RECONNECT_SOON = {
     "grpc.initial_reconnect_backoff_ms": 100,
     "grpc.max_reconnect_backoff_ms": 1000,
 }
-
-
-def test_an_unreachable_vllm_is_explained_as_seen_from_milvus() -> None:
-    error = explain_error(Exception("call service failed: connection refused"), "search")
-
-    assert "vLLM must be reachable from Milvus: set server_endpoint" in str(error)
 
 
 def test_a_status_that_milvus_passes_on_can_be_read() -> None:
@@ -94,12 +232,6 @@ def test_a_status_that_milvus_passes_on_can_be_read() -> None:
     )
 
 
-def test_a_document_that_is_too_long_for_milvus_lite_is_explained() -> None:
-    message = "Cohere API error 400: maximum context length is 256 tokens"
-
-    assert "Milvus Lite cannot truncate" in str(explain_error(Exception(message), "search"))
-
-
 @pytest.mark.parametrize(
     ("message", "advice"),
     [
@@ -107,6 +239,10 @@ def test_a_document_that_is_too_long_for_milvus_lite_is_explained() -> None:
         ("Unknown rerank provider: 'vllm'. Supported: 'cohere'", "use mode='client'"),
         ("rerank provider: [vllm] is disabled", "enable provider vllm in milvus.yaml"),
         ("unsupported reranker model", "use mode='client'"),
+        ("function input field cannot be nullable", "use mode='client', or name another with text"),
+        ("nope is not a apikey crediential, can not find key: nope.apikey", "in milvus.yaml"),
+        ("RESOURCE_EXHAUSTED: Received message larger than max (9 vs. 4)", "smaller fetch_k"),
+        ("Fail connecting to server on localhost:8000", "vLLM's URL is the ranker's endpoint"),
         ("endpoint is not a valid http/https link", "set the ranker's server_endpoint"),
         ("model input field id must be VarChar, got Int64", "with text_field="),
         ("collection not loaded[collection=docs]", "load the collection first"),
@@ -146,6 +282,8 @@ def test_a_long_error_is_shown_in_part() -> None:
         ("should create connection first", "closed"),
         ("Cannot invoke RPC on closed channel!", "closed"),
         ("context deadline exceeded", "rerank_timeout"),
+        ("CLIENT: Received message larger than max (5 vs. 4)", "too_large"),
+        ("RESOURCE_EXHAUSTED: trying to send message larger than max", "too_large"),
         ("DEADLINE_EXCEEDED: Deadline Exceeded", "timeout"),
         ("Fail connecting to server on localhost:19530, server unavailable", "disconnected"),
         ("a document " * 500 + "collection not loaded[collection=docs]", "not_loaded"),
@@ -326,6 +464,39 @@ def test_a_failed_connection_names_the_server_without_the_password(
     assert type(caught.value) is SearchError
     assert "cannot connect to Milvus at 'http://***@milvus:19530': no route" in str(caught.value)
     assert isinstance(caught.value.__cause__, OSError)
+    assert "It listens on port 19530 unless told otherwise" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("message", "advice"),
+    [
+        ("(code=1, message=Open local milvus failed)", "another process"),
+        ("(code=1, message=Open local milvus failed, dir: ./no not exists)", "that exists"),
+        ("milvus-lite is required", "pip install 'milvus-vllm-retrievers"),
+        ("localhost:19530 is illegal, needs start with [unix, http, https, tcp]", "ending in .db"),
+    ],
+)
+def test_a_milvus_lite_file_that_cannot_be_opened_comes_with_what_to_do(
+    message: str, advice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**arguments: Any) -> None:
+        raise OSError(message)
+
+    monkeypatch.setattr("pymilvus.MilvusClient", refuse)
+
+    with pytest.raises(SearchError, match=advice) as caught:
+        MilvusConnection(ConnectionSettings("./x.db")).client()
+    assert "19530 unless" not in str(caught.value)
+
+
+def test_a_milvus_lite_file_that_is_held_is_said_to_be(tmp_path: Path) -> None:
+    held = tmp_path / "held.db"
+    holder = MilvusLite(str(held))
+    try:
+        with pytest.raises(SearchError, match="another process, such as a notebook"):
+            MilvusConnection(ConnectionSettings(str(held))).client()
+    finally:
+        holder.close()
 
 
 @pytest.mark.parametrize(

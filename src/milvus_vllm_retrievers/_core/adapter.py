@@ -122,10 +122,12 @@ class MilvusVLLMAdapter:
         if not isinstance(settings.collection_name, str) or not settings.collection_name:
             raise ConfigurationError("collection_name must be the name of a collection")
         self._connection = connection
+        if ranker is not None:
+            connection.hide(*ranker.secrets)
         self._settings = settings
         self._ranker = ranker
         self._health = None if ranker is None else Health(ranker.cool_down)
-        self._client = None if ranker is None else RerankClient(ranker)
+        self._client = None if ranker is None else _client(ranker, direct=ranker.mode == "client")
         self._driver = SyncDriver(connection, self._client)
         self._async_driver = AsyncDriver(connection, self._client)
         self._target: Target | None = None
@@ -390,6 +392,14 @@ class MilvusVLLMAdapter:
         return plan
 
 
+def _client(ranker: VLLMRanker, *, direct: bool) -> RerankClient:
+    """Make the client of a rerank service; one that is sure to be used is tried out at once."""
+    client = RerankClient(ranker)
+    if direct and ranker.on_error == "raise":
+        client.check_environment()
+    return client
+
+
 class Reranker(Closes, Protocol):
     """Ranks items that are there already."""
 
@@ -412,7 +422,7 @@ class TextReranker:
         self._ranker = ranker
         self._health = Health(ranker.cool_down)
         self._timeout = timeout
-        self._client = RerankClient(ranker)
+        self._client = _client(ranker, direct=True)
         self._driver = SyncDriver(None, self._client)
         self._async_driver = AsyncDriver(None, self._client)
 

@@ -90,7 +90,8 @@ class SyncDriver:
         client = self._milvus.client(step.deadline)
         timeout = _timeout(step)
         try:
-            return getattr(client, step.method)(**step.arguments, **timeout)
+            with self._milvus.quiet():
+                return getattr(client, step.method)(**step.arguments, **timeout)
         except Exception as error:  # noqa: BLE001 - pymilvus and grpc raise many kinds
             failed = self._milvus.failure(error, step.what, client)
         raise failed
@@ -147,8 +148,9 @@ class AsyncDriver:
                 return await getattr(client, step.method)(**step.arguments, **timeout)
 
         try:
-            # The time limit is for the connecting too.
-            return await asyncio.wait_for(call(), timeout.get("timeout"))
+            with milvus.quiet():
+                # The time limit is for the connecting too.
+                return await asyncio.wait_for(call(), timeout.get("timeout"))
         except MilvusVLLMError:
             raise
         except (Exception, asyncio.CancelledError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,9 @@ from milvus_vllm_retrievers.errors import SearchError
 PrimaryKey = int | str
 NO_TEXT = "there is no text to rerank: it is null or empty"
 # What a front end writes into an item's metadata: it belongs to one query, not to the item.
-SCORE_KEYS = frozenset({"relevance_score", "retrieval_score", "reranked_by", "rerank_error"})
+SCORE_KEYS = frozenset(
+    {"relevance_score", "retrieval_score", "reranked_by", "reranked_with", "rerank_error"}
+)
 RerankedBy = Literal["milvus", "client"]
 
 
@@ -112,11 +115,22 @@ class RowReader:
             metadata_field = self.metadata_field
             if metadata_field is not None and isinstance(fields.get(metadata_field), dict):
                 fields.update(fields.pop(metadata_field))
-            # Scores that were stored with an item, from an earlier retrieval, are not this one's.
-            if not SCORE_KEYS.isdisjoint(fields):
-                fields = {name: value for name, value in fields.items() if name not in SCORE_KEYS}
+            fields = stored(fields)
             pk = fields[key] = _key(row, key)
             yield pk, text, fields, float(row["distance"])
+
+
+def stored(fields: dict[str, Any]) -> dict[str, Any]:
+    """Rename what is stored under a name of our scores: ``stored_relevance_score`` and so on."""
+    if SCORE_KEYS.isdisjoint(fields):
+        return fields
+    renamed = {}
+    for name, value in fields.items():
+        free = name
+        while free in SCORE_KEYS or (free != name and free in fields):
+            free = f"stored_{free}"
+        renamed[free] = value
+    return renamed
 
 
 def _key(row: Row, field: str) -> PrimaryKey:
@@ -143,7 +157,12 @@ def float32(value: float) -> float:
     try:
         return float(struct.unpack("<f", struct.pack("<f", value))[0])
     except OverflowError:
-        return float("inf") if value > 0 else float("-inf")
+        return math.inf if value > 0 else -math.inf
+
+
+def fits_float32(value: float) -> bool:
+    """Whether a score is a finite number, and stays one as a float32."""
+    return math.isfinite(float32(value))
 
 
 def has_text(text: str | None) -> TypeGuard[str]:

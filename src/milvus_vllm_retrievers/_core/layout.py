@@ -7,6 +7,7 @@ import enum
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 from milvus_vllm_retrievers._core.expressions import dynamic_field, json_path
@@ -41,8 +42,9 @@ _TEXT_FUNCTIONS = {1: "BM25", 2: "TEXT_EMBEDDING"}  # schema.proto, FunctionType
 
 _SECRET_PARAM = re.compile(r"key|token(?!iz)|secret|passw|credential", re.IGNORECASE)
 _LONGEST_VARCHAR = 65_535
-# How the ecosystem's tools name the field that holds the text, most telling first.
-_TEXT_FIELD_NAMES = ("text", "page_content", "document", "content", "chunk", "passage", "body")
+# How the ecosystem's tools name the field that holds the text.
+_USUAL_NAMES = {"text", "page_content", "document", "content", "chunk", "passage", "body"}
+_CLEARLY_LONGER = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,29 @@ class VectorField:
     def is_sparse(self) -> bool:
         """Whether the vectors are maps of dimension to weight."""
         return self.type == FieldType.SPARSE_FLOAT_VECTOR
+
+    def reached(self, encoder: Encoder | None) -> str:
+        """Say how a query reaches the field, given what `searched_fields` encodes it with."""
+        if encoder is not None:
+            return "by the sparse encoder" if self.is_sparse else "by the embedding model"
+        if not self.takes_text:
+            return "by the query's own embedding"
+        return "as text (BM25)" if self.is_sparse else "as text (Milvus embeds it)"
+
+
+@dataclass(frozen=True, slots=True)
+class TextField:
+    """The field whose text is reranked.
+
+    Attributes:
+        name: The field's name.
+        why: What it was chosen by, such as ``the input of its BM25 function``.
+        nullable: Whether rows may lack a text.
+    """
+
+    name: str
+    why: str
+    nullable: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,15 +136,6 @@ class FieldRef:
 
 
 @dataclass(frozen=True, slots=True)
-class TextField:
-    """interim"""
-
-    name: str
-    why: str
-    nullable: bool
-
-
-@dataclass(frozen=True, slots=True)
 class CollectionLayout:
     """A collection's fields, by the part they play in a search.
 
@@ -129,8 +145,9 @@ class CollectionLayout:
         text_fields: VARCHAR fields that are not the primary key.
         vector_fields: Every vector field.
         scalars: Every other field, the primary key and the text included.
-        text_inputs: Fields that feed a BM25 or TEXT_EMBEDDING function.
-        store_text_field: The text field, where langchain-milvus or LlamaIndex made the collection.
+        text_inputs: Fields that feed a BM25 or TEXT_EMBEDDING function, and which of the two.
+        store: Where the fields are laid out as a framework's store does it, the field in its
+            text's place, and the store.
         dynamic: Whether rows may hold fields that the schema does not name.
         secrets: What its functions log in to their services with, by the names of their params.
     """
@@ -140,8 +157,8 @@ class CollectionLayout:
     text_fields: tuple[str, ...]
     vector_fields: tuple[VectorField, ...]
     scalars: tuple[ScalarField, ...]
-    text_inputs: tuple[str, ...]
-    store_text_field: str | None
+    text_inputs: Mapping[str, str]
+    store: tuple[str, str] | None
     dynamic: bool
     secrets: tuple[str, ...] = field(default=(), repr=False)
 
@@ -151,7 +168,12 @@ class CollectionLayout:
         fields = description["fields"]
         functions = [f for f in description.get("functions", ()) if f["type"] in _TEXT_FUNCTIONS]
         outputs = {name for f in functions for name in _names(f["output_field_names"])}
-        inputs = dict.fromkeys(name for f in functions for name in _names(f["input_field_names"]))
+        inputs = {
+            name: _TEXT_FUNCTIONS[f["type"]]
+            for f in functions
+            for name in _names(f["input_field_names"])
+        }
+        dynamic = bool(description.get("enable_dynamic_field"))
         return cls(
             name=description["collection_name"],
             primary_key=next(f["name"] for f in fields if f.get("is_primary")),
@@ -180,9 +202,9 @@ class CollectionLayout:
                 for f in fields
                 if f["type"] not in _VECTORS
             ),
-            text_inputs=tuple(inputs),
-            store_text_field=_store_text_field(fields),
-            dynamic=bool(description.get("enable_dynamic_field")),
+            text_inputs=inputs,
+            store=_store(fields, dynamic=dynamic),
+            dynamic=dynamic,
             secrets=tuple(_secrets(description.get("functions", ()))),
         )
 
@@ -207,48 +229,77 @@ class CollectionLayout:
             return None
         return others[0].name
 
-    def text_field(self, name: str | None) -> str:
-        """Return the field whose text is reranked: `name`, or the one the schema points to.
+    def text_choice(self, name: str | None) -> TextField | tuple[str, ...]:
+        """Return the field whose text is reranked, or those among which the schema cannot tell.
 
-        Without a name it is the text field of the store that made the collection, the input of
-        its BM25 or TEXT_EMBEDDING function, a VARCHAR field with a usual name (``text``,
-        ``page_content``, ``document``, ...), or the only VARCHAR field there is.
+        Without a name it is the only VARCHAR field, or the one that most speaks for: a usual name
+        (``text``, ``page_content``, ``document``, ...), a BM25 or TEXT_EMBEDDING function that
+        reads it, the place in which langchain-milvus or LlamaIndex writes it. The place alone
+        proves nothing, since a schema of another origin may look the same.
 
         Raises:
-            ConfigurationError: The field is missing or not VARCHAR, or none can be singled out.
+            ConfigurationError: The field is missing or not VARCHAR, or there is none.
         """
         if name is not None:
             if name in self.text_fields:
-                return name
+                return self._text_field(name, "named by text_field=")
             raise ConfigurationError(self._not_a_text_field(name))
-        usual_inputs = [name for name in _TEXT_FIELD_NAMES if name in self.text_inputs]
-        if self.store_text_field is not None and not usual_inputs:
-            return self.store_text_field
-        inputs = [name for name in self.text_inputs if name in self.text_fields]
-        named = [name for name in _TEXT_FIELD_NAMES if name in self.text_fields]
-        choices = inputs or named[:1] or list(self.text_fields)
-        if len(choices) == 1:
-            return choices[0]
-        found = f"could be any of {choices}" if choices else "has no VARCHAR field"
+        if not self.text_fields:
+            raise ConfigurationError(self._which_text("has no VARCHAR field"))
+        if len(self.text_fields) == 1:
+            return self._text_field(self.text_fields[0], "the only VARCHAR field")
+        evidence = {name: self._evidence(name) for name in self.text_fields}
+        most = max(map(len, evidence.values()))
+        candidates = tuple(name for name in evidence if evidence[name])
+        best = [name for name in candidates if len(evidence[name]) == most]
+        if most == 1 and self.store and candidates == (self.store[0],):
+            return self.text_fields  # its place is all that speaks for it
+        if len(best) == 1 and (most > 1 or len(candidates) == 1):
+            return self._text_field(best[0], ", ".join(evidence[best[0]]))
+        return candidates or self.text_fields
+
+    def text_field_by_length(
+        self, candidates: Sequence[str], rows: Sequence[Mapping[str, Any]]
+    ) -> TextField:
+        """Return the candidate whose values are clearly the longest in a few rows.
+
+        Raises:
+            ConfigurationError: None is, or a candidate has no value in these rows.
+        """
+        values = {name: [row[name] for row in rows if row.get(name)] for name in candidates}
+        if all(values.values()):
+            lengths = {name: median(map(len, values[name])) for name in candidates}
+            second, longest = sorted(candidates, key=lengths.__getitem__)[-2:]
+            if lengths[longest] >= _CLEARLY_LONGER * lengths[second]:
+                return self._text_field(longest, f"the longest texts among {list(candidates)}")
         raise ConfigurationError(
+            self._which_text(f"could be any of {list(candidates)}, and its rows do not tell")
+        )
+
+    def text_field(self, name: str | None) -> str:
+        """Return the name of the text field, without a look at any rows."""
+        choice = self.text_choice(name)
+        chosen = self.text_field_by_length(choice, ()) if isinstance(choice, tuple) else choice
+        return chosen.name
+
+    def _evidence(self, name: str) -> list[str]:
+        """Say what speaks for a field as the one with the text."""
+        evidence = ["a usual name"] if name in _USUAL_NAMES else []
+        if name in self.text_inputs:
+            evidence.append(f"the input of its {self.text_inputs[name]} function")
+        if self.store and name == self.store[0]:
+            evidence.append(f"where {self.store[1]} writes it")
+        return evidence
+
+    def _text_field(self, name: str, why: str) -> TextField:
+        nullable = next(field.nullable for field in self.scalars if field.name == name)
+        return TextField(name, why, nullable)
+
+    def _which_text(self, found: str) -> str:
+        return (
             f"collection {self.name!r}: which field holds the text to rerank? It {found}; "
             "pass text_field="
         )
-
-    def text_choice(self, name: str | None) -> TextField | tuple[str, ...]:
-        """Interim"""
-        found = self.text_field(name)
-        return TextField(
-            found, "interim", next(f.nullable for f in self.scalars if f.name == found)
-        )
-
-    def text_field_by_length(self, candidates: Any, rows: Any) -> TextField:
-        """Interim"""
-        raise NotImplementedError
-
-    def reached(self, vector: VectorField, *, embedded: bool) -> str:
-        """Interim"""
-        return "interim"
 
     def keys_of(self, item: Item) -> list[int | str]:
         """Return what may be an item's primary key: its id, and what its metadata says."""
@@ -401,20 +452,33 @@ def _out_of_reach(vector: VectorField, encoders: Encoders, *, embedded: bool) ->
     return None if encoders.dense else problem
 
 
-def _store_text_field(fields: Sequence[Mapping[str, Any]]) -> str | None:
-    """Find the text field by the order in which the frameworks' stores make their fields.
+def _store(fields: Sequence[Mapping[str, Any]], *, dynamic: bool) -> tuple[str, str] | None:
+    """Tell whether a framework's store may have made these fields, by all that it always makes.
 
-    Whatever its name, langchain-milvus puts it right before the primary key, and LlamaIndex right
-    after ``id`` and ``doc_id``. Both give it and their VARCHAR keys Milvus's greatest length.
+    langchain-milvus: the text, the key, the vectors, then the metadata: dynamic, with at most a
+    partition key beside it, or one field each. LlamaIndex: ``id``, the document's id, the text,
+    further fields, then the vectors; always dynamic. All text has Milvus's greatest length. A text
+    of LlamaIndex with an unusual name is not looked for: only nodes of a class with a field of
+    that name can be written so.
     """
     names = [str(field["name"]) for field in fields]
-    key = next(i for i, field in enumerate(fields) if field.get("is_primary"))
-    of_store = _is_longest(fields[key]) or bool(fields[key].get("auto_id"))
-    if of_store and key > 0 and _is_longest(fields[key - 1]):
-        return names[key - 1]
-    if of_store and names[:2] == ["id", "doc_id"] and all(map(_is_longest, fields[1:3])):
-        return names[2] if len(names) > 2 else None  # noqa: PLR2004
+    shape = "".join(map(_letter, fields))
+    if re.fullmatch("T[AK]V+P?" if dynamic else "T[AK]V+[TPO]*", shape):
+        return names[0], "langchain-milvus"
+    if dynamic and names[:2] == ["id", "doc_id"] and re.fullmatch("KTT[TO]*V+", shape):
+        return (names[2], "LlamaIndex") if names[2] in _USUAL_NAMES else None
     return None
+
+
+def _letter(field: Mapping[str, Any]) -> str:
+    """Vector, Text, Partition key, text Key, Auto key, Other: a field as `_store` looks at it."""
+    if field["type"] in _VECTORS:
+        return "V"
+    if field.get("auto_id"):
+        return "A" if field["type"] == FieldType.INT64 else "O"
+    if field.get("nullable") or not _is_longest(field):
+        return "O"
+    return "K" if field.get("is_primary") else "P" if field.get("is_partition_key") else "T"
 
 
 def _is_longest(field: Mapping[str, Any]) -> bool:

@@ -8,7 +8,7 @@ import threading
 import weakref
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import uuid4
@@ -17,8 +17,9 @@ from pydantic import SecretStr
 
 from milvus_vllm_retrievers._core.deadline import NO_DEADLINE, Deadline
 from milvus_vllm_retrievers._core.fork import forget_in_child
-from milvus_vllm_retrievers._core.milvus_errors import explain_error
+from milvus_vllm_retrievers._core.milvus_errors import connecting_advice, explain_error
 from milvus_vllm_retrievers._core.per_loop import PerLoop
+from milvus_vllm_retrievers._core.quiet import quiet
 from milvus_vllm_retrievers.errors import (
     ConfigurationError,
     MilvusVLLMError,
@@ -235,6 +236,10 @@ class MilvusConnection:
             secrets += _secrets_in(_arguments_of(self._borrowed))
         return redacted(text, secrets)
 
+    def quiet(self) -> AbstractContextManager[None]:
+        """Return a context manager for calls of a client: what pymilvus logs of them is ours."""
+        return quiet(self._redacted)
+
     def hide(self, *secrets: str) -> None:
         """Keep secrets that Milvus may hear of, or knows, out of every error."""
         self._hidden.update(secrets)
@@ -297,14 +302,14 @@ class MilvusConnection:
         if limits:
             given["timeout"] = min(limits)
         try:
-            return make(**given)
+            with self.quiet():
+                return make(**given)
         except Exception as error:  # noqa: BLE001 - pymilvus and grpc raise many kinds
-            shown = self._redacted(str(error))
+            uri, shown = str(arguments["uri"]), excerpt(self._redacted(str(error)))
             failed = SearchError(
-                f"cannot connect to Milvus at {self._redacted(str(arguments['uri']))!r}: "
-                f"{excerpt(shown)}. Is it running? For Milvus Lite, give a path ending in .db and "
-                "install the extra 'lite' (pip install 'milvus-vllm-retrievers[lite]')",
-                reason="disconnected" if "://" in str(arguments["uri"]) else None,
+                f"cannot connect to Milvus at {self._redacted(uri)!r}: {shown} "
+                f"({connecting_advice(uri, shown)})",
+                reason="disconnected" if "://" in uri else None,
             )
             failed = caused(failed, error, self._redacted)
         raise failed

@@ -1,14 +1,15 @@
-"""Calls of Milvus within a flow: when they are tried again, and what their failures mean."""
+"""Calls of Milvus within a flow: when they are tried again, and what they need before."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from milvus_vllm_retrievers._core.deadline import Deadline
+from milvus_vllm_retrievers._core.milvus_errors import with_advice
 from milvus_vllm_retrievers._core.requests import SearchCall
 from milvus_vllm_retrievers._core.steps import CallMilvus, Flow, Pause
-from milvus_vllm_retrievers.errors import MilvusVLLMError, RerankTimeoutError, SearchError
-from milvus_vllm_retrievers.ranker import OnError
+from milvus_vllm_retrievers.errors import RerankError, SearchError
+from milvus_vllm_retrievers.ranker import OnError, VLLMRanker
 
 # What a search with a ranker may use of the time left where a fallback is to follow: one that
 # searches and reranks takes longer than one that only searches.
@@ -18,11 +19,6 @@ _SHARE_BEFORE_FALLBACK: dict[OnError, float] = {"raise": 1.0, "client": 0.5, "sk
 # that turned out to be closed is replaced at once.
 _PAUSES = (0.0, 0.1, 0.2, 0.4, 0.8, 0.8)
 _PATIENCE = 2.0
-
-
-def before_fallback(deadline: Deadline, on_error: OnError) -> Deadline:
-    """Return when a search with a ranker must be done, so that its fallback has time."""
-    return deadline.share(_SHARE_BEFORE_FALLBACK[on_error])
 
 
 def call(step: CallMilvus) -> Flow[Any]:
@@ -61,6 +57,23 @@ def search(collection: str, wanted: SearchCall, deadline: Deadline) -> Flow[Any]
     return (yield from loaded(collection, step))
 
 
+def search_and_rerank(
+    collection: str, wanted: SearchCall, ranker: VLLMRanker, deadline: Deadline
+) -> Flow[Any]:
+    """Search with a rerank Function; leave time for the fallback that the ranker asks for.
+
+    Raises:
+        RerankError: The rerank service failed.
+        SearchError: The search failed.
+    """
+    limit = deadline.share(_SHARE_BEFORE_FALLBACK[ranker.on_error])
+    try:
+        return (yield from search(collection, wanted, limit))
+    except (RerankError, SearchError) as error:
+        failed = with_advice(error, ranker)
+    raise failed
+
+
 def loaded(collection: str, step: CallMilvus) -> Flow[Any]:
     """Call Milvus; a collection that turns out to be released is loaded first."""
     try:
@@ -71,12 +84,3 @@ def loaded(collection: str, step: CallMilvus) -> Flow[Any]:
     what, arguments = f"loading collection {collection!r}", {"collection_name": collection}
     yield from call(CallMilvus(what, "load_collection", arguments, step.deadline))
     return (yield from call(step))
-
-
-def meant_in_reranking(error: MilvusVLLMError) -> MilvusVLLMError:
-    """Turn Milvus's own timeout within a search with a ranker into a RerankTimeoutError."""
-    if not (isinstance(error, SearchError) and error.reason == "rerank_timeout"):
-        return error
-    late = RerankTimeoutError(f"reranking inside Milvus took too long: {error}")
-    late.__cause__ = error
-    return late

@@ -6,22 +6,43 @@ import asyncio
 import re
 from collections.abc import Callable
 
+from milvus_vllm_retrievers._core.advice import CHECK_ENDPOINT, LATE, status_advice
 from milvus_vllm_retrievers.errors import (
     MilvusVLLMError,
     RerankConnectionError,
     RerankError,
+    RerankResponseError,
     RerankStatusError,
     RerankTimeoutError,
     SearchError,
     SearchFailure,
     excerpt,
 )
+from milvus_vllm_retrievers.ranker import VLLMRanker
 
 # What servers say when the rerank service, not the search, failed. Milvus wraps it in
 # "call service failed"; Milvus Lite's Cohere provider has words of its own.
-_RERANK_FAILED = ("call service failed", "cohere api")
-_TIMED_OUT = ("timed out", "deadline exceeded", "context deadline")
-_UNREACHABLE = ("connection refused", "connection error", "no such host", "connection reset")
+_LITE_FAILED = "cohere api"
+_RERANK_FAILED = ("call service failed", _LITE_FAILED)
+_BAD_ANSWER = (
+    "unmarshal response failed",
+    "docs and scores does not match",
+    "duplicated result index",
+)
+_TOO_LONG = re.compile("maximum context length|max_model_len")
+_STATUS = re.compile(r"(?:api error |status(?: code)?:? |code:? |errs:\[)(\d{3})\b")
+_TIMED_OUT = re.compile(r"(?<!connection )timed out|deadline exceeded|client\.timeout")
+# Go and Python (Milvus Lite) in their own words. Go begins with `Post "<url>": `.
+_UNREACHABLE = re.compile(
+    r'post "|dial tcp|connection (refused|reset|error|timed out)|no such host|server misbehaving|'
+    r"i/o timeout|no route to host|network is unreachable|response to https client|\beof\b"
+)
+_NOT_MILVUS = (
+    "is Milvus running there? It listens on port 19530 unless told otherwise; vLLM's URL is the "
+    "ranker's endpoint, not the uri"
+)
+
+_TOO_LARGE = "ask for less at once: a smaller fetch_k, fewer output_fields, or fewer queries"
 
 # Texts of server errors, lower case, and what a user can do about each.
 _HINTS = (
@@ -29,6 +50,19 @@ _HINTS = (
     ("unknown rerank provider", "this Milvus has no such provider: use mode='client'"),
     ("is disabled", "enable provider vllm in milvus.yaml, or use mode='client'"),
     ("unsupported reranker", "this Milvus cannot rerank by a model: use mode='client'"),
+    (
+        "cannot be nullable",
+        "this Milvus reranks no nullable field: use mode='client', or name another with "
+        "text_field=",
+    ),
+    (
+        "is not a apikey",
+        "the ranker's credential is the name of a key under 'credential' in milvus.yaml: add it "
+        "there and restart Milvus, or use mode='client' with api_key=",
+    ),
+    ("fail connecting to server", _NOT_MILVUS),
+    ("larger than max", _TOO_LARGE),
+    ("resource_exhausted", _TOO_LARGE),
     ("not a valid http/https link", "set the ranker's server_endpoint to vLLM's base URL"),
     ("must be varchar", "name a VARCHAR field with text_field="),
     ("not loaded", "load the collection first: client.load_collection(...)"),
@@ -46,6 +80,8 @@ _HINTS = (
 
 # Texts, lower case, by which failures are told apart that something else is done about.
 _REASONS: tuple[tuple[str, SearchFailure], ...] = (
+    ("larger than max", "too_large"),
+    ("resource_exhausted", "too_large"),
     ("not loaded", "not_loaded"),
     ("in state 'released'", "not_loaded"),
     ("should create connection first", "closed"),
@@ -86,12 +122,29 @@ def explain_error(
         return SearchError(f"{what} failed: its client was closed meanwhile", reason="closed")
     full = redacted(_message(error))
     message, lowered = excerpt(full), full.lower()
-    if any(sign in lowered for sign in _RERANK_FAILED):
+    if any(sign in lowered for sign in (*_RERANK_FAILED, *_BAD_ANSWER)):
         return _rerank_error(message, lowered)
     hint = next((advice for sign, advice in _HINTS if sign in lowered), None)
     return SearchError(
         f"{what} failed: {message}" + (f" ({hint})" if hint else ""),
         reason=next((reason for sign, reason in _REASONS if sign in lowered), None),
+    )
+
+
+def connecting_advice(uri: str, said: str) -> str:
+    """Return what to do about a Milvus that cannot be connected to.
+
+    Args:
+        uri: Its URL, or the path of a Milvus Lite file.
+        said: What pymilvus said.
+    """
+    if "://" in uri:
+        return _NOT_MILVUS
+    if "Open local milvus failed)" in said:  # it says no more; a missing folder it does name
+        return "probably another process, such as a notebook, has the file open: close it there"
+    return (
+        "for Milvus Lite, give a path ending in .db in a folder that exists, and install the extra "
+        "'lite': pip install 'milvus-vllm-retrievers[lite]'"
     )
 
 
@@ -105,24 +158,68 @@ def _message(error: BaseException) -> str:
 
 def _rerank_error(message: str, lowered: str) -> RerankError:
     text = f"reranking inside Milvus failed: {message}"
-    if any(sign in lowered for sign in _TIMED_OUT):
-        return RerankTimeoutError(text)
-    if any(sign in lowered for sign in _UNREACHABLE):
-        return RerankConnectionError(
-            f"{text} (vLLM must be reachable from Milvus: set server_endpoint, or mode='client')"
+    if status := _STATUS.search(lowered):
+        code = int(status.group(1))
+        advice = _about_length(lowered) or status_advice(code, lowered, about_key="")
+        return RerankStatusError(
+            f"{text}. {advice}" if advice else text, status_code=code, body=message
         )
-    status = re.search(r"(?:api error |status(?: code)?:? |code:? |errs:\[)(\d{3})\b", lowered)
-    if not status:
-        return RerankError(text)
-    return RerankStatusError(
-        text + _length_hint(lowered), status_code=int(status.group(1)), body=excerpt(message)
+    if any(sign in lowered for sign in _BAD_ANSWER):
+        return RerankResponseError(f"{text} (a gateway may drop documents; {CHECK_ENDPOINT})")
+    if _TIMED_OUT.search(lowered):
+        return RerankTimeoutError(f"{text} ({LATE})")
+    if _UNREACHABLE.search(lowered):
+        return RerankConnectionError(
+            f"{text} (vLLM must be reachable from Milvus: set server_endpoint, or mode='client'; "
+            "for Milvus, localhost is the machine or container it runs in)"
+        )
+    return RerankError(text)
+
+
+def _about_length(lowered: str) -> str:
+    if _LITE_FAILED not in lowered or not _TOO_LONG.search(lowered):
+        return ""
+    return (
+        "Milvus Lite cannot truncate: shorten the stored text, use mode='client', or "
+        "on_error='client' for such queries"
     )
 
 
-def _length_hint(lowered: str) -> str:
-    if "maximum context length" not in lowered and "max_model_len" not in lowered:
-        return ""
+def with_advice(error: MilvusVLLMError, ranker: VLLMRanker) -> MilvusVLLMError:
+    """Add what the ranker has to do with a failure of a search that was to rerank.
+
+    Args:
+        error: What `explain_error` made of it.
+        ranker: The ranker that Milvus was given.
+
+    Returns:
+        An error of the same class, with the same cause; a failure of another kind as it is.
+    """
+    if isinstance(error, SearchError) and error.reason == "rerank_timeout":
+        late = RerankTimeoutError(f"reranking inside Milvus took too long: {error} ({LATE})")
+        late.__cause__ = error
+        return with_advice(late, ranker)
+    if not isinstance(error, RerankError):
+        return error
+    given = "endpoint" if ranker.server_endpoint is None else "server_endpoint"
+    text = f"{error}. Milvus was given the ranker's {given}, {getattr(ranker, given)}"
+    if not isinstance(error, RerankStatusError):
+        told = type(error)(text)
+    else:
+        if error.status_code in {401, 403}:
+            text += f". {_about_key(error, ranker)}"
+        told = RerankStatusError(text, status_code=error.status_code, body=error.body)
+    told.__cause__ = error.__cause__
+    return told
+
+
+def _about_key(error: RerankStatusError, ranker: VLLMRanker) -> str:
+    if _LITE_FAILED in error.body.lower():
+        return "Milvus Lite sends no key: use mode='client' with an api_key"
+    if ranker.credential is not None:
+        return f"Check the key that milvus.yaml holds under the name {ranker.credential!r}"
+    sent = "Milvus does not send the api_key" if ranker.api_key else "Milvus sent no key"
     return (
-        " (Milvus Lite cannot truncate: shorten the stored text, use mode='client', or "
-        "on_error='client' for such queries)"
+        f"{sent}: it sends only a credential, the name of a key in milvus.yaml. Set the ranker's "
+        "credential, or use mode='client' with an api_key"
     )

@@ -111,7 +111,7 @@ def sparse_encoder(source: Any) -> Encoder:
         if amany is not None:
             return next(iter(await amany([query.text])))
         if aone is not None:
-            return await aone(query.text)
+            return await aone(query.text)  # type: ignore[no-any-return]
         return await asyncio.to_thread(encode, query)
 
     return Encoder(encode, aencode)

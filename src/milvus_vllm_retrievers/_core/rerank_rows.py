@@ -8,12 +8,7 @@ from milvus_vllm_retrievers._core import hits as hits_
 from milvus_vllm_retrievers._core import requests
 from milvus_vllm_retrievers._core.deadline import Deadline
 from milvus_vllm_retrievers._core.hits import PrimaryKey, Ranking
-from milvus_vllm_retrievers._core.milvus_calls import (
-    before_fallback,
-    call,
-    meant_in_reranking,
-    search,
-)
+from milvus_vllm_retrievers._core.milvus_calls import call, search_and_rerank
 from milvus_vllm_retrievers._core.query import MAX_LIMIT, Item, OnMissing, Query, SearchOptions
 from milvus_vllm_retrievers._core.rerank_texts import rank_texts
 from milvus_vllm_retrievers._core.steps import CallMilvus, Flow
@@ -47,8 +42,7 @@ def rank_rows(
         spared = health.in_milvus.rest() if ranker.on_error != "raise" else None
         if spared is not None:
             raise spared
-        limit = before_fallback(deadline, ranker.on_error)
-        scores = yield from _scores_by_key(target, reranking, query, keys, options, limit)
+        scores = yield from _scores_by_key(target, reranking, query, keys, options, deadline)
     except (RerankError, SearchError) as error:
         if ranker.on_error == "raise":
             raise
@@ -90,11 +84,9 @@ def _scores_by_key(
     if not asked:
         return {}
     function = reranking.function(query, target)
-    try:
-        wanted = requests.rows_call(layout, asked, options, function)
-        rows = (yield from search(layout.name, wanted, deadline))[0]
-    except SearchError as error:
-        raise meant_in_reranking(error) from error.__cause__
+    wanted = requests.rows_call(layout, asked, options, function)
+    found = search_and_rerank(layout.name, wanted, reranking.ranker, deadline)
+    rows = (yield from found)[0]
     scores = target.rows.scores(rows)
     lost = [key for may_be in keys if not scores.keys() & set(may_be) for key in may_be]
     if lost:

@@ -9,7 +9,6 @@ from milvus_vllm_retrievers._core import hits as hits_
 from milvus_vllm_retrievers._core import milvus_calls, requests
 from milvus_vllm_retrievers._core.deadline import Deadline
 from milvus_vllm_retrievers._core.hits import Hit
-from milvus_vllm_retrievers._core.milvus_calls import before_fallback, meant_in_reranking
 from milvus_vllm_retrievers._core.query import MAX_LIMIT, Encoder, Query, SearchOptions
 from milvus_vllm_retrievers._core.requests import Leg
 from milvus_vllm_retrievers._core.rerank_texts import scores_from_here
@@ -304,11 +303,9 @@ class _Search(NamedTuple):
             limit=limit,
             search_reranks_exactly=not target.server.is_lite,
         )
-        deadline = before_fallback(self.deadline, reranking.ranker.on_error)
-        try:
-            answer = yield from milvus_calls.search(target.layout.name, wanted, deadline)
-        except SearchError as error:
-            raise meant_in_reranking(error) from error.__cause__
+        answer = yield from milvus_calls.search_and_rerank(
+            target.layout.name, wanted, reranking.ranker, self.deadline
+        )
         return target.rows.reranked(answer[0])
 
 

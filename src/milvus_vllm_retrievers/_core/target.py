@@ -94,8 +94,8 @@ class Target:
             text_field=self.text.name,
             text_field_why=self.text.why,
             vector_fields=tuple(
-                (vector.name, self.layout.reached(vector, embedded=embedded))
-                for vector, _ in self.searched_fields(embedded=embedded)
+                (vector.name, vector.reached(encoder))
+                for vector, encoder in self.searched_fields(embedded=embedded)
             ),
             reranked_by=route.reranked_by,
             why=route.why,

@@ -11,7 +11,7 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle, QueryType, TextNode
 from llama_index.core.vector_stores.utils import metadata_dict_to_node
 
-from milvus_vllm_retrievers._core.hits import SCORE_KEYS, Hit, rescored, score_among
+from milvus_vllm_retrievers._core.hits import SCORE_KEYS, Hit, rescored, score_among, stored
 from milvus_vllm_retrievers._core.query import Encoder, Encoders, Query, sparse_encoder
 from milvus_vllm_retrievers.errors import ConfigurationError
 
@@ -40,7 +40,9 @@ def to_node(hit: Hit) -> NodeWithScore:
     node: BaseNode
     if hit.fields.get("_node_content"):
         node = metadata_dict_to_node(dict(hit.fields), text=hit.text or "")
-        node.metadata = {k: v for k, v in node.metadata.items() if k not in SCORE_KEYS}
+        node.metadata = stored(node.metadata)
+        node.excluded_llm_metadata_keys = _stored_keys(node.excluded_llm_metadata_keys)
+        node.excluded_embed_metadata_keys = _stored_keys(node.excluded_embed_metadata_keys)
         node = with_hidden(node, scores)
     else:
         hidden = [hit.pk_field, *scores]
@@ -52,6 +54,10 @@ def to_node(hit: Hit) -> NodeWithScore:
             excluded_embed_metadata_keys=hidden,
         )
     return NodeWithScore(node=node, score=score_among(hit, hit.retrieval_score))
+
+
+def _stored_keys(keys: Sequence[str]) -> list[str]:
+    return list(stored(dict.fromkeys(keys)))
 
 
 def with_hidden(node: BaseNode, metadata: Mapping[str, Any]) -> BaseNode:
