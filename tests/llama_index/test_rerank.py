@@ -313,7 +313,7 @@ def test_they_tell_llama_index_their_names(reranker: Rerank) -> None:
 
 @pytest.fixture(params=["straight", "through Milvus"])
 def with_secrets(request: pytest.FixtureRequest) -> Rerank:
-    ranker = VLLMRanker("http://localhost", model="bge", api_key="hidden")
+    ranker = VLLMRanker("http://localhost", model="bge", api_key="hidden", credential="key1")
     if request.param == "straight":
         return VLLMRerank(ranker)
     return MilvusVLLMRerank(
