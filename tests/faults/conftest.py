@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from pymilvus import MilvusClient
 
-from milvus_vllm_retrievers._core import services as vllm
+from milvus_vllm_retrievers._core import services
 from tests.corpus import create_collection
 from tests.fakes import FakeVLLM, running_fake_vllm
 from tests.faults.callers import FRONT_ENDS, HOWS, TEXTS, FrontEnd, How
@@ -58,7 +58,7 @@ def _no_certificates(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep no pause between tries but what a server asks for."""
-    monkeypatch.setattr(vllm, "_backoff", lambda state: 0.0)
+    monkeypatch.setattr(services, "_backoff", lambda attempt: 0.0)
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from milvus_vllm_retrievers import (
     VLLMRanker,
     langchain,
 )
-from milvus_vllm_retrievers._core import services as vllm
+from milvus_vllm_retrievers._core import services
 from tests.fakes import FakeVLLM, LetterEmbeddings, Received, Reply
 from tests.faults.callers import MARGIN, FrontEnd, Got, How, K, at_once, check, got
 from tests.faults.servers import Listener, silent
@@ -80,7 +80,7 @@ async def test_a_wait_that_vllm_asks_for_is_not_begun_if_it_outlasts_the_call(
 async def test_tries_end_with_the_call_however_many_are_allowed(
     calls: MakeCalls, ill_vllm: FakeVLLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vllm, "_backoff", lambda state: TIMEOUT / 10)
+    monkeypatch.setattr(services, "_backoff", lambda attempt: TIMEOUT / 10)
     ill_vllm.always = Reply.json(503, {"error": {"message": "the queue is full"}})
 
     for on_error, result, seconds in await calls(TIMEOUT, max_retries=1_000_000):

@@ -127,7 +127,7 @@ class Users:
 
     async def check_they_work(self) -> None:
         for user, (result, _) in zip(self.every, await self.ask(), strict=True):
-            check(result, Reranked(BY[user.subject._adapter._service.ranker.mode]))
+            check(result, Reranked(BY[user.subject._adapter._ranker.mode]))
 
     async def check_they_get(self, row: MilvusRow, timeout: float) -> None:
         check_all(await self.ask(), row, timeout)

@@ -520,10 +520,8 @@ async def test_a_hostile_key_in_the_group_of_the_tenants_own_filter_is_a_key(
         where(where(OWNED, condition=FilterCondition.NOT), OWNED, condition=FilterCondition.OR),
         where(MetadataFilter(key="owner", value="a", operator=FilterOperator.NE)),
         where(MetadataFilter(key="owner", value=["a", "b"], operator=FilterOperator.IN)),
-        where(MetadataFilter(key="nothing", value=[], operator=FilterOperator.NIN)),
+        where(MetadataFilter(key="nothing", value=["a"], operator=FilterOperator.NIN)),
         where(MetadataFilter(key="nothing", value=None, operator=FilterOperator.IS_EMPTY)),
-        where(condition=FilterCondition.OR),
-        where(),
     ],
     ids=str,
 )
@@ -531,6 +529,25 @@ async def test_no_condition_among_metadata_filters_widens_an_expression(
     llama: Callable[..., Any], retrieve: Retrieve, asked: MetadataFilters
 ) -> None:
     assert tenants_of(await retrieve(llama(expr=OWN, filters=asked))) <= {"a"}
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        where(),
+        where(condition=FilterCondition.OR),
+        where(OWNED, where(condition=FilterCondition.NOT)),
+        where(MetadataFilter(key="nothing", value=[], operator=FilterOperator.NIN)),
+        where(MetadataFilter(key="owner", value=None, operator=FilterOperator.NE)),
+        where(MetadataFilter.model_construct(key="owner", value=float("nan"))),
+    ],
+    ids=str,
+)
+async def test_metadata_filters_that_would_match_everything_are_refused(
+    llama: Callable[..., Any], retrieve: Retrieve, asked: MetadataFilters
+) -> None:
+    with pytest.raises(ConfigurationError):
+        await retrieve(llama(filters=asked))
 
 
 async def test_sound_metadata_filters_narrow(llama: Callable[..., Any], retrieve: Retrieve) -> None:

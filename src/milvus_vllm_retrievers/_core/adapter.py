@@ -311,7 +311,9 @@ class MilvusVLLMAdapter:
             target = yield from self._found(deadline)
         elif time.monotonic() - self._looked_at > LOOK_AGAIN_AFTER:
             target = yield from self._looked_at_again(target, deadline)
-        return target, options.resolved(target.layout)
+        options = options.resolved(target.layout)
+        spelled = target.spelled(options.expr)
+        return target, options if spelled == options.expr else replace(options, expr=spelled)
 
     def _found(self, deadline: Deadline) -> Flow[Target]:
         description = yield from describe(self._settings.collection_name, deadline)

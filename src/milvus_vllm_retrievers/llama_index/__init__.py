@@ -25,3 +25,6 @@ from milvus_vllm_retrievers.llama_index._rerank import MilvusVLLMRerank, VLLMRer
 from milvus_vllm_retrievers.llama_index._retriever import MilvusVLLMRetriever
 
 __all__ = ["MilvusVLLMRerank", "MilvusVLLMRetriever", "VLLMRanker", "VLLMRerank"]
+
+for _public in (MilvusVLLMRerank, MilvusVLLMRetriever, VLLMRerank):
+    _public.__module__ = __name__  # where it is imported from, not where it is written
