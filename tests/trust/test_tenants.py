@@ -127,7 +127,7 @@ async def llama(server: Server) -> AsyncIterator[Callable[..., li.MilvusVLLMRetr
     def make(collection: str = ROWS, **arguments: Any) -> li.MilvusVLLMRetriever:
         given = {"similarity_top_k": 100, "embed_model": MockEmbedding(LetterEmbeddings.dim)}
         clients = {"client": server.client, "async_client": async_client}
-        return li.MilvusVLLMRetriever(collection, **{**given, **clients, **arguments})
+        return li.MilvusVLLMRetriever(collection, None, **{**given, **clients, **arguments})
 
     yield make
     await async_client.close()
@@ -588,7 +588,7 @@ async def test_no_metadata_filter_anyone_can_write_shows_a_row_of_another_tenant
         embed_model = MockEmbedding(LetterEmbeddings.dim)
         arguments = {"expr": OWN, "filters": where(test), "similarity_top_k": 100}
         async with li.MilvusVLLMRetriever(
-            ROWS, uri=on_lite.uri, embed_model=embed_model, **arguments
+            ROWS, None, uri=on_lite.uri, embed_model=embed_model, **arguments
         ) as mine:
             return await retrieve(mine)
 
@@ -625,7 +625,7 @@ async def test_hostile_names_of_templates_show_no_row_of_another_tenant(
 def test_what_is_no_list_of_names_is_refused_as_partitions(names: Any) -> None:
     for make in (
         lambda: langchain.MilvusVLLMRetriever(collection_name=PARTS, partition_names=names),
-        lambda: li.MilvusVLLMRetriever(PARTS, partition_names=names),
+        lambda: li.MilvusVLLMRetriever(PARTS, None, partition_names=names),
         lambda: langchain.MilvusVLLMRerank(
             PARTS, ranker=VLLMRanker("http://vllm"), partition_names=names
         ),
