@@ -11,65 +11,45 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from milvus_vllm_retrievers.errors import (
-        ConfigurationError as ConfigurationError,
+        ConfigurationError,
+        MilvusVLLMError,
+        MissingDependencyError,
+        RerankConnectionError,
+        RerankError,
+        RerankResponseError,
+        RerankStatusError,
+        RerankTimeoutError,
+        SearchError,
     )
-    from milvus_vllm_retrievers.errors import (
-        MilvusVLLMError as MilvusVLLMError,
-    )
-    from milvus_vllm_retrievers.errors import (
-        MissingDependencyError as MissingDependencyError,
-    )
-    from milvus_vllm_retrievers.errors import (
-        RerankConnectionError as RerankConnectionError,
-    )
-    from milvus_vllm_retrievers.errors import (
-        RerankError as RerankError,
-    )
-    from milvus_vllm_retrievers.errors import (
-        RerankResponseError as RerankResponseError,
-    )
-    from milvus_vllm_retrievers.errors import (
-        RerankStatusError as RerankStatusError,
-    )
-    from milvus_vllm_retrievers.errors import (
-        RerankTimeoutError as RerankTimeoutError,
-    )
-    from milvus_vllm_retrievers.errors import (
-        SearchError as SearchError,
-    )
-    from milvus_vllm_retrievers.ranker import VLLMRanker as VLLMRanker
+    from milvus_vllm_retrievers.explain import Explanation
+    from milvus_vllm_retrievers.ranker import VLLMRanker
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "VLLMRanker": "ranker",
-    **dict.fromkeys(
-        (
-            "ConfigurationError",
-            "MilvusVLLMError",
-            "MissingDependencyError",
-            "RerankConnectionError",
-            "RerankError",
-            "RerankResponseError",
-            "RerankStatusError",
-            "RerankTimeoutError",
-            "SearchError",
-        ),
-        "errors",
-    ),
-}
-
-__all__ = [  # noqa: PLE0604 - the lazy names are known
+__all__ = [
+    "ConfigurationError",
+    "Explanation",
+    "MilvusVLLMError",
+    "MissingDependencyError",
+    "RerankConnectionError",
+    "RerankError",
+    "RerankResponseError",
+    "RerankStatusError",
+    "RerankTimeoutError",
+    "SearchError",
+    "VLLMRanker",
     "__version__",
-    *_HOME,
 ]
+
+# Where what is no error is at home.
+_HOME = {"Explanation": "explain", "VLLMRanker": "ranker"}
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name on first use (PEP 562)."""
-    if name not in _HOME:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_HOME.get(name, 'errors')}"), name)
 
 
 def __dir__() -> list[str]:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Callable, Iterable
-from typing import Any, Literal, TypeVar
+import inspect
+from collections.abc import Callable, Collection, Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, Literal, NoReturn, TypeVar
 
 from pydantic import ValidationError
 
 _EXCERPT_CHARACTERS = 200
+_EMPTY = inspect.Parameter.empty
+
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 
 T = TypeVar("T")
 E = TypeVar("E", bound=BaseException)
@@ -123,18 +128,57 @@ def did_you_mean(name: str, choices: list[str]) -> str:
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
-def refuse_unknown(name: str, unknown: Iterable[str], known: Iterable[str]) -> None:
-    """Refuse arguments that a constructor does not have.
+def unknown_argument(name: str, known: Iterable[str], meant: Mapping[str, str] = _NOTHING) -> str:
+    """Say that there is no such argument, and which one was probably meant.
+
+    Args:
+        name: The unknown argument.
+        known: The arguments that there are.
+        meant: What to do in place of names that others use for the same thing.
+    """
+    hint = f": {meant[name]}" if name in meant else did_you_mean(name, list(known))
+    return f"unknown argument {name!r}{hint}"
+
+
+def refuse_unknown(
+    name: str, unknown: Iterable[str], known: Iterable[str], meant: Mapping[str, str] = _NOTHING
+) -> None:
+    """Refuse arguments that a constructor or a method does not have; see `unknown_argument`.
 
     Raises:
-        ConfigurationError: There is one; the nearest known name is in the message.
+        ConfigurationError: There is one.
     """
     for argument in unknown:
-        hint = did_you_mean(argument, list(known))
-        raise ConfigurationError(f"{name}: unknown argument {argument!r}{hint}")
+        if argument not in known:
+            raise ConfigurationError(f"{name}: {unknown_argument(argument, known, meant)}")
 
 
-def configuration_errors(*positional: str) -> Callable[[type[T]], type[T]]:
+def refuse_setting(
+    name: str, attribute: str, known: Iterable[str], settable: Iterable[str]
+) -> NoReturn:
+    """Refuse to set an attribute of a living object.
+
+    Args:
+        name: The class's name.
+        attribute: What was to be set.
+        known: The arguments of the class.
+        settable: Those that can be set.
+
+    Raises:
+        ConfigurationError: Always; it says what to do.
+    """
+    can_be = f"only {', '.join(settable)} can be"
+    if attribute in known:
+        raise ConfigurationError(
+            f"{name}.{attribute} cannot be set, {can_be}: make a new {name} with {attribute}=..."
+        )
+    hint = did_you_mean(attribute, list(settable))
+    raise ConfigurationError(f"{name}.{attribute} cannot be set, {can_be}{hint}")
+
+
+def configuration_errors(
+    *positional: str, meant: Mapping[str, str] = _NOTHING, settable: Collection[str] | None = None
+) -> Callable[[type[T]], type[T]]:
     """Decorate a pydantic class so that it raises `ConfigurationError`, not pydantic's own error.
 
     Pydantic's report quotes the values it was given, which may be secrets; ours names the
@@ -142,27 +186,47 @@ def configuration_errors(*positional: str) -> Callable[[type[T]], type[T]]:
 
     Args:
         *positional: Arguments that may be given by position, which pydantic models do not take.
+        meant: What to do in place of arguments that others use for the same thing.
+        settable: The only fields that can be set later; None leaves that to pydantic.
     """
 
     def decorate(cls: type[T]) -> type[T]:
-        original = cls.__init__
+        original, original_set = cls.__init__, cls.__setattr__
+        parameters = inspect.signature(original).parameters
+        required = [p for p in positional if p in parameters and parameters[p].default is _EMPTY]
 
         @functools.wraps(original)
         def checked_init(self: Any, *args: Any, **kwargs: Any) -> None:
             by_name = dict(zip(positional, args, strict=False))
+            if missing := [name for name in required if name not in by_name | kwargs]:
+                raise ConfigurationError(f"{cls.__name__}: argument {missing[0]!r} is required")
             try:
                 original(self, *args[len(by_name) :], **by_name, **kwargs)
             except ValidationError as error:
-                raise ConfigurationError(_describe(cls, error)) from None
+                raise ConfigurationError(_describe(cls, error, meant)) from None
+
+        def checked_set(self: Any, name: str, value: Any) -> None:
+            if name in (known := _fields(cls)) and name not in (settable or ()):
+                refuse_setting(cls.__name__, name, known, settable or ())
+            try:
+                original_set(self, name, value)
+            except ValidationError as error:
+                raise ConfigurationError(_describe(cls, error, meant)) from None
 
         cls.__init__ = checked_init  # type: ignore[method-assign]
+        if settable is not None:
+            cls.__setattr__ = checked_set  # type: ignore[method-assign]
         return cls
 
     return decorate
 
 
-def _describe(cls: type[Any], error: ValidationError) -> str:
-    known = list(getattr(cls, "__pydantic_fields__", {}))
+def _fields(cls: type[Any]) -> list[str]:
+    return list(getattr(cls, "__pydantic_fields__", {}))
+
+
+def _describe(cls: type[Any], error: ValidationError, meant: Mapping[str, str]) -> str:
+    known = _fields(cls)
     lines = []
     for problem in error.errors(include_url=False, include_input=False, include_context=True):
         first, *rest = problem["loc"] or ("",)
@@ -170,12 +234,14 @@ def _describe(cls: type[Any], error: ValidationError) -> str:
         first = known[first] if isinstance(first, int) and first < len(known) else first
         name = ".".join(str(part) for part in (first, *rest))
         if problem["type"] in {"extra_forbidden", "unexpected_keyword_argument"}:
-            lines.append(f"unknown argument {name!r}{did_you_mean(name, known)}")
+            lines.append(unknown_argument(name, known, meant))
+        elif problem["type"] == "no_such_attribute":
+            lines.append(unknown_argument(name, known, meant).replace("argument", "attribute", 1))
         elif problem["type"] == "unexpected_positional_argument":
             lines.append(f"what follows {known[0]!r} must be given by name, such as model=...")
         elif problem["type"] in {"missing", "missing_argument"}:
             lines.append(f"argument {name!r} is required")
         else:
             message = problem["msg"].removeprefix("Value error, ")
-            lines.append(f"{name}: {message}" if name else message)
+            lines.append(message if message.startswith(name) else f"{name}: {message}")
     return f"{cls.__name__}: " + "; ".join(lines)

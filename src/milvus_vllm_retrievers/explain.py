@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import textwrap
+import unicodedata
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING
 
 from milvus_vllm_retrievers._core.adapter import MilvusVLLMAdapter
 from milvus_vllm_retrievers._core.hits import Hit, RerankedBy
 from milvus_vllm_retrievers._core.query import Query, SearchOptions
+from milvus_vllm_retrievers._core.target import Plan
 from milvus_vllm_retrievers.errors import excerpt
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Group
 
-_TEXT_CHARACTERS = 60
+_COLUMNS = 80
+_ID_COLUMNS = 14
+_TEXT_COLUMNS = 60
+_HEADINGS = ("rank", "before", "relevance", "retrieval", "id", "text")
+_PLAIN = 10_000  # from here on a score is shown with an exponent, so that columns hold it
+_WIDTHS = (4, 6, 10, 10)  # of the numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,59 +53,123 @@ class Explanation:
         candidates: How many candidates there were.
         reranked_by: Who asked the model: ``"milvus"``, ``"client"`` or None.
         hits: The results, best first.
+        plan: What was searched and reranked, and why so.
+
+    ``print`` shows a table of 80 columns, `rich.print` one as wide as the terminal, and a notebook
+    one in HTML.
     """
 
     query: str
     candidates: int
     reranked_by: RerankedBy | None
     hits: tuple[ExplainedHit, ...]
+    plan: Plan | None = None
 
-    def __rich__(self) -> Table:
-        """Return a table for `rich.print`; needs the extra ``cli``."""
-        from rich.table import Table  # noqa: PLC0415 - an optional dependency
+    def __str__(self) -> str:
+        heading = [textwrap.fill(line, _COLUMNS) for line in self._heading()]
+        rows = [_HEADINGS, *map(_cells, self.hits)]
+        return "\n".join([*heading, "", *map(_aligned, rows)])
 
-        path = {"milvus": "inside Milvus", "client": "by this client", None: "not at all"}
-        table = Table(
-            title=f"{self.query}\n{self.candidates} candidates, reranked {path[self.reranked_by]}",
-            title_justify="left",
+    def __rich__(self) -> Group:
+        """Return what `rich.print` shows; needs the extra ``cli``."""
+        from rich import box  # noqa: PLC0415 - an optional dependency
+        from rich.console import Group  # noqa: PLC0415
+        from rich.table import Table  # noqa: PLC0415
+        from rich.text import Text  # noqa: PLC0415
+
+        table = Table(box=box.SIMPLE)
+        for heading in _HEADINGS[:-2]:
+            table.add_column(heading, justify="right", no_wrap=True)
+        for heading in _HEADINGS[-2:]:
+            table.add_column(heading, overflow="fold", min_width=12)
+        for hit in self.hits:  # a plain text is read as markup
+            table.add_row(*map(Text, _cells(hit)))
+        return Group(*map(Text, self._heading()), table)
+
+    def _repr_html_(self) -> str:
+        heading = "".join(f"<div>{escape(line)}</div>" for line in self._heading())
+        names = "".join(f"<th>{name}</th>" for name in _HEADINGS)
+        rows = "".join(
+            "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in _cells(hit)) + "</tr>"
+            for hit in self.hits
         )
-        for heading in ("retrieval rank", "retrieval score", "rank", "relevance score"):
-            table.add_column(heading, justify="right")
-        table.add_column("id")
-        table.add_column("text", no_wrap=True)
-        for row in self.hits:
-            table.add_row(
-                str(row.retrieval_rank or "-"),
-                _shown(row.retrieval_score),
-                str(row.rank),
-                _shown(row.hit.relevance_score),
-                str(row.hit.pk),
-                excerpt(" ".join((row.hit.text or "").split()), _TEXT_CHARACTERS),
-            )
-        return table
+        return f"{heading}<table><thead><tr>{names}</tr></thead><tbody>{rows}</tbody></table>"
+
+    def _heading(self) -> Iterator[str]:
+        plan = self.plan
+        path = {"milvus": "inside Milvus", "client": "by this client", None: "not at all"}
+        why = f": {plan.why}" if plan and plan.why else ""
+        yield excerpt(_line(self.query))
+        yield f"{self.candidates} candidates, reranked {path[self.reranked_by]}{why}"
+        if plan:
+            yield f"collection {plan.collection}, text {plan.text_field} ({plan.text_field_why})"
+            yield "searched: " + ", ".join(f"{name} ({how})" for name, how in plan.vector_fields)
+        for error in dict.fromkeys(each.hit.rerank_error for each in self.hits):
+            if error:
+                yield f"unranked: {_line(error)}"
+
+
+def _cells(explained: ExplainedHit) -> tuple[str, ...]:
+    hit = explained.hit
+    return (
+        str(explained.rank),
+        str(explained.retrieval_rank or "-"),
+        _shown(hit.relevance_score),
+        _shown(explained.retrieval_score),
+        _line(str(hit.pk)),
+        _cut(_line(hit.text or ""), _TEXT_COLUMNS),
+    )
+
+
+def _aligned(cells: Sequence[str]) -> str:
+    numbers = [cell.rjust(width) for cell, width in zip(cells, _WIDTHS, strict=False)]
+    key = _cut(cells[-2], _ID_COLUMNS)
+    line = "  ".join([*numbers, key + " " * (_ID_COLUMNS - _columns(key)), cells[-1]])
+    return _cut(line, _COLUMNS).rstrip()
+
+
+def _line(text: str) -> str:
+    """Return a text in one line, without what would steer a terminal."""
+    return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))
+
+
+def _columns(text: str) -> int:
+    """Return how wide a terminal shows a text: East Asian characters take two columns."""
+    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
+    return len(text) + wide - sum(map(bool, map(unicodedata.combining, text)))
+
+
+def _cut(text: str, columns: int) -> str:
+    """Shorten a text to what fits."""
+    if _columns(text) <= columns:
+        return text
+    text = text[:columns]
+    while _columns(text) >= columns:
+        text = text[:-1]
+    return f"{text}…"
 
 
 def explain(adapter: MilvusVLLMAdapter, query: Query, options: SearchOptions) -> Explanation:
     """Retrieve with and without the ranker, and compare."""
-    before, after, _ = adapter.explained(query, options)
-    return _compare(query, before, after)
+    return _compare(query, *adapter.explained(query, options))
 
 
 async def aexplain(adapter: MilvusVLLMAdapter, query: Query, options: SearchOptions) -> Explanation:
     """Retrieve with and without the ranker, and compare; the async twin of `explain`."""
-    before, after, _ = await adapter.aexplained(query, options)
-    return _compare(query, before, after)
+    return _compare(query, *await adapter.aexplained(query, options))
 
 
-def _compare(query: Query, before: Sequence[Hit], after: Sequence[Hit]) -> Explanation:
+def _compare(query: Query, before: Sequence[Hit], after: Sequence[Hit], plan: Plan) -> Explanation:
     places = {hit.pk: (rank, hit) for rank, hit in enumerate(before, start=1)}
     rows = []
     for rank, hit in enumerate(after, start=1):
         old_rank, old = places.get(hit.pk, (None, None))
         rows.append(ExplainedHit(hit, rank, old_rank, old.retrieval_score if old else None))
     served_by = after[0].reranked_by if after else None
-    return Explanation(query.text, len(before), served_by, tuple(rows))
+    return Explanation(query.text, len(before), served_by, tuple(rows), plan)
 
 
 def _shown(score: float | None) -> str:
-    return "-" if score is None else f"{score:.4f}"
+    if score is None:
+        return "-"
+    return f"{score:.4f}" if abs(score) < _PLAIN else f"{score:.3g}"

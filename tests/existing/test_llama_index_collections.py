@@ -273,4 +273,4 @@ def test_the_store_works_on_after_the_retriever_is_closed(
 
 def test_a_store_other_than_milvus_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="SimpleVectorStore"):
-        MilvusVLLMRetriever.from_vector_store(SimpleVectorStore(), embed_model=LetterEmbedModel())
+        MilvusVLLMRetriever.from_vector_store(SimpleVectorStore(), None)

@@ -80,7 +80,7 @@ async def test_query_engines_that_rerank_the_same_candidates_anywhere_give_the_s
     reranking = llama_index.MilvusVLLMRetriever(
         NAME, ranker, similarity_top_k=5, fetch_k=len(TEXTS), **common
     )
-    candidates = llama_index.MilvusVLLMRetriever(NAME, similarity_top_k=len(TEXTS), **common)
+    candidates = llama_index.MilvusVLLMRetriever(NAME, None, similarity_top_k=len(TEXTS), **common)
     straight = llama_index.VLLMRerank(ranker, top_n=5)
     through_milvus = llama_index.MilvusVLLMRerank(NAME, ranker=ranker, uri=milvus26_uri, top_n=5)
     ways = {

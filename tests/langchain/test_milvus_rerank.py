@@ -230,7 +230,7 @@ def test_what_milvus_cannot_do_is_refused(arguments: dict[str, Any], message: st
 def test_secrets_are_in_no_repr() -> None:
     reranker = MilvusVLLMRerank(
         NAME,
-        ranker=VLLMRanker("http://localhost", api_key="hidden"),
+        ranker=VLLMRanker("http://localhost", api_key="hidden", credential="vllm"),
         uri="http://root:hidden@127.0.0.1:1",
         token="hidden",
         connection_args={"password": "hidden"},

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from langchain_core.callbacks import BaseCallbackHandler
@@ -123,7 +126,7 @@ async def test_without_a_ranker_the_legs_are_fused_and_nothing_is_called_reranke
     milvus26_uri: str, fake_vllm: FakeVLLM, ask: Ask
 ) -> None:
     retriever = MilvusVLLMRetriever(
-        collection_name=NAME, uri=milvus26_uri, embedding=LetterEmbeddings()
+        collection_name=NAME, ranker=None, uri=milvus26_uri, embedding=LetterEmbeddings()
     )
 
     documents = await ask(retriever, "whales in the ocean")
@@ -210,17 +213,14 @@ async def test_a_batch_gives_each_query_what_it_gets_alone(
     retriever.close()
 
 
-@pytest.mark.parametrize(
-    ("mode", "max_concurrency", "searches"), [("server", 1, 1), ("server", 2, 2), ("client", 1, 1)]
-)
-async def test_the_queries_of_a_batch_share_requests(
+@pytest.mark.parametrize(("mode", "searches"), [("server", [1, 1, 1, 1]), ("client", [4])])
+async def test_the_queries_of_a_batch_share_a_search_unless_milvus_would_rerank_them_in_turn(
     milvus26_uri: str,
     fake_vllm: FakeVLLM,
     batch: Batch,
     monkeypatch: pytest.MonkeyPatch,
     mode: Any,
-    max_concurrency: int,
-    searches: int,
+    searches: list[int],
 ) -> None:
     sizes = []
     for client in (MilvusClient, AsyncMilvusClient):
@@ -235,7 +235,7 @@ async def test_the_queries_of_a_batch_share_requests(
         collection_name=NAME,
         uri=milvus26_uri,
         vector_field="sparse",
-        ranker=VLLMRanker(fake_vllm.url, mode=mode, max_concurrency=max_concurrency),
+        ranker=VLLMRanker(fake_vllm.url, mode=mode),
         k=4,
         fetch_k=4,
     )
@@ -243,7 +243,7 @@ async def test_the_queries_of_a_batch_share_requests(
     answers = await batch(retriever, QUERIES[:4])
 
     assert len(answers) == 4
-    assert sizes == [4 // searches] * searches
+    assert sizes == searches
     assert len(fake_vllm.received) == 4
 
 
@@ -270,35 +270,188 @@ async def test_the_queries_of_a_batch_are_embedded_at_once(
     assert not two.broken
 
 
-async def test_a_batch_tells_each_querys_callbacks_of_its_own_documents(
+@dataclass
+class Runs(BaseCallbackHandler):
+    """Which query each run is for, and how it ended."""
+
+    queries: dict[Any, str] = field(default_factory=dict)
+    ends: dict[Any, list[Any]] = field(default_factory=dict)
+
+    def on_retriever_start(self, _: Any, query: str, *, run_id: Any, **__: Any) -> None:
+        self.queries[run_id] = query
+        self.ends[run_id] = []
+
+    def on_retriever_end(self, documents: Any, *, run_id: Any, **_: Any) -> None:
+        self.ends[run_id].append([d.id for d in documents])
+
+    def on_retriever_error(self, error: BaseException, *, run_id: Any, **_: Any) -> None:
+        self.ends[run_id].append(error)
+
+
+@pytest.mark.parametrize("bad", [[], ["whales", " "]])
+async def test_each_query_of_a_batch_is_one_run_with_its_own_id_and_one_outcome(
+    retriever: MilvusVLLMRetriever, batch: Batch, bad: list[str]
+) -> None:
+    runs, queries = Runs(), ["a violin", *bad, "bees"]
+    ids = [uuid4() for _ in queries]
+    configs = [{"callbacks": [runs], "run_id": run_id} for run_id in ids]
+
+    answers = await batch(retriever, queries, configs, return_exceptions=True)
+
+    assert runs.queries == dict(zip(ids, queries, strict=True))
+    assert [runs.ends[run_id] for run_id in ids] == [
+        [answer] if isinstance(answer, Exception) else [[d.id for d in answer]]
+        for answer in answers
+    ]
+    assert [type(answer) for answer in answers].count(ConfigurationError) == len(bad) / 2
+
+
+async def test_a_bad_query_of_a_batch_raises_where_exceptions_are_not_returned(
     retriever: MilvusVLLMRetriever, batch: Batch
 ) -> None:
-    heard: dict[str, list[str]] = {}
-    runs: dict[Any, str] = {}
+    runs = Runs()
 
-    class Listener(BaseCallbackHandler):
-        def on_retriever_start(self, _: Any, query: str, *, run_id: Any, **__: Any) -> None:
-            runs[run_id] = query
+    with pytest.raises(ConfigurationError, match="non-empty text"):
+        await batch(retriever, ["whales", " "], {"callbacks": [runs]})
 
-        def on_retriever_end(self, documents: Any, *, run_id: Any, **_: Any) -> None:
-            heard[runs[run_id]] = [d.id for d in documents]
-
-    answers = await batch(retriever, QUERIES, {"callbacks": [Listener()]})
-
-    assert heard == {
-        query: [d.id for d in documents] for query, documents in zip(QUERIES, answers, strict=True)
-    }
+    ends = {runs.queries[run_id]: ends for run_id, ends in runs.ends.items()}
+    assert len(ends["whales"][0]) == 3
+    assert isinstance(ends[" "][0], ConfigurationError)
 
 
-async def test_one_bad_query_of_a_batch_spoils_only_itself_where_exceptions_are_returned(
+async def test_an_argument_that_a_batch_does_not_have_ends_every_run_with_the_error(
     retriever: MilvusVLLMRetriever, batch: Batch
 ) -> None:
-    answers = await batch(retriever, ["whales", " "], return_exceptions=True)
+    runs = Runs()
 
-    assert len(answers[0]) == 3
-    assert isinstance(answers[1], ConfigurationError)
-    with pytest.raises(ConfigurationError):
-        await batch(retriever, ["whales", " "])
+    answers = await batch(
+        retriever, QUERIES, {"callbacks": [runs]}, return_exceptions=True, exprs="x"
+    )
+
+    assert [str(answer) for answer in answers] == [str(answers[0])] * len(QUERIES)
+    assert "unknown argument 'exprs' (did you mean 'expr'?)" in str(answers[0])
+    assert list(runs.ends.values()) == [[answers[0]]] * len(QUERIES)
+
+
+@pytest.mark.parametrize("configs", [1, 6])
+async def test_a_batchs_max_concurrency_bounds_embeddings_and_rerank_requests(
+    milvus26_uri: str, fake_vllm: FakeVLLM, batch: Batch, configs: int
+) -> None:
+    lock = threading.Lock()
+    in_flight, most = 0, 0
+
+    class Counted(LetterEmbeddings):
+        def embed_query(self, text: str) -> list[float]:
+            nonlocal in_flight, most
+            with lock:
+                in_flight += 1
+                most = max(most, in_flight)
+            vector = super().embed_query(text)
+            with lock:
+                in_flight -= 1
+            return vector
+
+    config: Any = {"max_concurrency": 1}
+    retriever = MilvusVLLMRetriever(
+        NAME,
+        VLLMRanker(fake_vllm.url, mode="client", max_client_batch_size=3),
+        uri=milvus26_uri,
+        embedding=Counted(),
+    )
+
+    answers = await batch(retriever, [*QUERIES, "rain"], config if configs == 1 else [config] * 6)
+
+    assert [len(documents) for documents in answers] == [4] * 6
+    assert fake_vllm.most_in_flight == most == 1
+
+
+async def test_a_batch_embeds_no_more_queries_at_once_than_it_is_told_to(
+    milvus26_uri: str, fake_vllm: FakeVLLM, batch: Batch
+) -> None:
+    pairs = threading.Barrier(2, timeout=30)
+    lock = threading.Lock()
+    in_flight, most = 0, 0
+
+    class InPairs(LetterEmbeddings):
+        def embed_query(self, text: str) -> list[float]:
+            nonlocal in_flight, most
+            with lock:
+                in_flight += 1
+                most = max(most, in_flight)
+            pairs.wait()  # until the other one is embedded too
+            with lock:
+                in_flight -= 1
+            pairs.wait()
+            return super().embed_query(text)
+
+    retriever = MilvusVLLMRetriever(
+        NAME, VLLMRanker(fake_vllm.url), uri=milvus26_uri, embedding=InPairs()
+    )
+
+    answers = await batch(retriever, [f"query {i}" for i in range(20)], {"max_concurrency": 2})
+
+    assert len(answers) == 20
+    assert most == 2
+
+
+async def test_queries_are_embedded_as_queries_by_embed_query_or_its_async_twin(
+    milvus26_uri: str, fake_vllm: FakeVLLM, batch: Batch
+) -> None:
+    class Asymmetric(LetterEmbeddings):
+        def embed_documents(self, texts: list[str]) -> list[list[float]]:
+            raise AssertionError("queries are no documents")
+
+    retriever = MilvusVLLMRetriever(
+        NAME, VLLMRanker(fake_vllm.url), uri=milvus26_uri, embedding=Asymmetric()
+    )
+
+    answers = await batch(retriever, QUERIES)
+
+    assert [len(documents) for documents in answers] == [4] * len(QUERIES)
+
+
+async def test_what_is_called_for_a_query_sees_the_callers_context_variables(
+    milvus26_uri: str, fake_vllm: FakeVLLM, batch: Batch
+) -> None:
+    request_id: ContextVar[str] = ContextVar("request_id")
+    seen = set()
+
+    class Tracing(LetterEmbeddings):
+        def embed_query(self, text: str) -> list[float]:
+            seen.add(request_id.get("lost"))
+            return super().embed_query(text)
+
+    retriever = MilvusVLLMRetriever(
+        NAME, VLLMRanker(fake_vllm.url), uri=milvus26_uri, embedding=Tracing()
+    )
+    request_id.set("42")
+
+    await batch(retriever, QUERIES)
+
+    assert seen == {"42"}
+
+
+async def test_a_batch_as_completed_gives_each_querys_place_and_documents(
+    retriever: MilvusVLLMRetriever,
+) -> None:
+    with retriever:
+        blocking = dict(retriever.batch_as_completed(QUERIES, k=2))
+    async with retriever:
+        concurrent = {i: found async for i, found in retriever.abatch_as_completed(QUERIES, k=2)}
+        together = await retriever.abatch(QUERIES, k=2)
+
+    assert blocking == concurrent == dict(enumerate(together))
+
+
+async def test_fewer_candidates_than_documents_are_refused(
+    milvus26_uri: str, fake_vllm: FakeVLLM, ask: Ask
+) -> None:
+    retriever = MilvusVLLMRetriever(
+        NAME, VLLMRanker(fake_vllm.url), uri=milvus26_uri, k=9, fetch_k=5
+    )
+
+    with pytest.raises(ConfigurationError, match=r"fetch_k \(5\) is smaller than k \(9\)"):
+        await ask(retriever, "whales")
 
 
 async def test_an_empty_batch_sends_nothing(
@@ -387,9 +540,7 @@ async def test_partitions_and_search_params_reach_milvus(
     [
         ({"k": 0}, "k must be between 1"),
         ({"fetch_k": 0}, "fetch_k must be between 1"),
-        ({"k": 9, "fetch_k": 5}, "fetch_k (5) is smaller than k (9)"),
         ({"reranker": None}, "did you mean 'ranker'"),
-        ({"top_k": 3}, "unknown argument 'top_k'"),
         ({"timeout": 0}, "timeout must be a positive number"),
         ({"expr": "a == 'b"}, "expr is not complete"),
         ({"embedding": "text-embedding-3"}, "embedding"),
@@ -419,7 +570,9 @@ def test_a_bad_argument_is_refused_before_anything_is_sent(
 async def test_what_does_not_fit_the_collection_is_named(
     milvus26_uri: str, ask: Ask, arguments: dict[str, object], message: str
 ) -> None:
-    retriever = MilvusVLLMRetriever(collection_name=NAME, uri=milvus26_uri, **arguments)
+    retriever = MilvusVLLMRetriever(
+        collection_name=NAME, ranker=None, uri=milvus26_uri, **arguments
+    )
 
     with pytest.raises(ConfigurationError) as caught:
         await ask(retriever, "violin")
@@ -439,7 +592,7 @@ async def test_a_collection_no_query_can_reach_says_why(
     milvus26: MilvusClient, milvus26_uri: str, ask: Ask
 ) -> None:
     create_collection(milvus26, "dense_only", bm25=False)
-    retriever = MilvusVLLMRetriever(collection_name="dense_only", uri=milvus26_uri)
+    retriever = MilvusVLLMRetriever(collection_name="dense_only", ranker=None, uri=milvus26_uri)
 
     with pytest.raises(ConfigurationError, match="pass an embedding model"):
         await ask(retriever, "violin")
@@ -450,33 +603,35 @@ async def test_an_embedding_of_other_dimensions_is_refused(milvus26_uri: str, as
         def embed_query(self, text: str) -> list[float]:
             return super().embed_query(text)[:5]
 
-    retriever = MilvusVLLMRetriever(collection_name=NAME, uri=milvus26_uri, embedding=Short())
+    retriever = MilvusVLLMRetriever(
+        collection_name=NAME, ranker=None, uri=milvus26_uri, embedding=Short()
+    )
 
     with pytest.raises(ConfigurationError, match="made 5 dimensions, but field 'dense' has 8"):
         await ask(retriever, "violin")
 
 
 async def test_a_missing_collection_is_named(milvus26_uri: str, ask: Ask) -> None:
-    retriever = MilvusVLLMRetriever(collection_name="nowhere", uri=milvus26_uri)
+    retriever = MilvusVLLMRetriever(collection_name="nowhere", ranker=None, uri=milvus26_uri)
 
     with pytest.raises(SearchError, match="nowhere"):
         await ask(retriever, "violin")
 
 
-async def test_milvus_lite_says_what_to_write_in_place_of_a_filter_template(
+async def test_milvus_lite_says_what_to_pass_in_place_of_a_filter_template(
     lite: MilvusClient, lite_uri: str, ask: Ask
 ) -> None:
     retriever = MilvusVLLMRetriever(
-        collection_name=NAME, uri=lite_uri, expr="number == {n}", expr_params={"n": 1}
+        collection_name=NAME, ranker=None, uri=lite_uri, expr="number == {n}", expr_params={"n": 1}
     )
 
-    with pytest.raises(ConfigurationError, match="write the values into expr"):
+    with pytest.raises(ConfigurationError, match="pass the values as filters="):
         await ask(retriever, "violin")
 
 
 async def test_a_server_that_is_not_there_is_named(ask: Ask) -> None:
     retriever = MilvusVLLMRetriever(
-        collection_name=NAME, uri="http://root:hidden@127.0.0.1:1", timeout=5
+        collection_name=NAME, ranker=None, uri="http://root:hidden@127.0.0.1:1", timeout=5
     )
 
     with pytest.raises(SearchError) as caught:
@@ -497,23 +652,6 @@ def test_secrets_are_in_no_repr(fake_vllm: FakeVLLM) -> None:
 
     assert "hidden" not in repr(retriever)
     assert "hidden" not in str(retriever)
-
-
-def test_an_attribute_that_is_set_takes_effect(
-    milvus26: MilvusClient, milvus26_uri: str, fake_vllm: FakeVLLM
-) -> None:
-    create_collection(milvus26, "another", texts=["from another collection"])
-    retriever = MilvusVLLMRetriever(
-        collection_name=NAME, uri=milvus26_uri, ranker=VLLMRanker(fake_vllm.url)
-    )
-    copied = retriever.model_copy(update={"collection_name": "another"})
-    with copied:
-        assert [d.page_content for d in copied.invoke("another")] == ["from another collection"]
-
-    retriever.collection_name = "another"
-
-    with retriever:
-        assert [d.page_content for d in retriever.invoke("another")] == ["from another collection"]
 
 
 @pytest.mark.parametrize("ranked", [True, False])
@@ -552,7 +690,7 @@ async def test_search_params_for_a_field_that_is_not_there_are_refused(
     milvus26_uri: str, ask: Ask
 ) -> None:
     retriever = MilvusVLLMRetriever(
-        collection_name=NAME, uri=milvus26_uri, search_params={"spars": {"params": {}}}
+        collection_name=NAME, ranker=None, uri=milvus26_uri, search_params={"spars": {"params": {}}}
     )
 
     with pytest.raises(ConfigurationError, match="did you mean 'sparse'"):
@@ -562,11 +700,11 @@ async def test_search_params_for_a_field_that_is_not_there_are_refused(
 async def test_a_field_that_no_query_reaches_is_named_once(
     milvus26_uri: str, ask: Ask, caplog: pytest.LogCaptureFixture
 ) -> None:
-    retriever = MilvusVLLMRetriever(collection_name=NAME, uri=milvus26_uri)
+    retriever = MilvusVLLMRetriever(collection_name=NAME, ranker=None, uri=milvus26_uri)
 
     await ask(retriever, "whale")
     await ask(retriever, "whale")
 
-    messages = [r.message for r in caplog.records if r.name == "milvus_vllm_retrievers"]
+    messages = [r.message for r in caplog.records if r.levelname == "WARNING"]
     assert len(messages) == 1
     assert "dense field 'dense' needs query vectors" in messages[0]

@@ -108,7 +108,7 @@ async def test_a_query_engine_takes_the_postprocessor_after_any_retriever(
     milvus26_uri: str, fake_vllm: FakeVLLM, run: Run
 ) -> None:
     fake_vllm.score = lambda query, document: -float(len(document))
-    candidates = MilvusVLLMRetriever(NAME, uri=milvus26_uri)
+    candidates = MilvusVLLMRetriever(NAME, None, uri=milvus26_uri)
     reranker = VLLMRerank(endpoint=fake_vllm.url, top_n=1)
     engine = RetrieverQueryEngine.from_args(
         candidates, llm=MockLLM(), node_postprocessors=[reranker]
@@ -128,7 +128,7 @@ async def test_a_query_engine_takes_the_postprocessor_after_any_retriever(
 @pytest.fixture
 def plain(milvus26_uri: str) -> Iterator[MilvusVLLMRetriever]:
     """Finds by words and reranks nothing."""
-    with MilvusVLLMRetriever(NAME, uri=milvus26_uri) as retriever:
+    with MilvusVLLMRetriever(NAME, None, uri=milvus26_uri) as retriever:
         yield retriever
 
 

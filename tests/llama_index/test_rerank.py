@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugHandler
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events.base import BaseEvent
+from llama_index.core.instrumentation.span_handlers import SimpleSpanHandler
+from llama_index.core.llms import MockLLM
+from llama_index.core.query_engine import RetrieverQueryEngine
+from llama_index.core.retrievers import BaseRetriever
 from llama_index.core.schema import (
+    Document,
     ImageNode,
     IndexNode,
     MetadataMode,
@@ -18,10 +24,16 @@ from llama_index.core.schema import (
     QueryBundle,
     TextNode,
 )
+from llama_index.core.workflow import JsonSerializer
 from pydantic import Field
 from pymilvus import DataType, MilvusClient
 
-from milvus_vllm_retrievers import ConfigurationError, RerankConnectionError, SearchError
+from milvus_vllm_retrievers import (
+    ConfigurationError,
+    MilvusVLLMError,
+    RerankConnectionError,
+    SearchError,
+)
 from milvus_vllm_retrievers.llama_index import MilvusVLLMRerank, VLLMRanker, VLLMRerank
 from tests.corpus import TEXTS, create_collection
 from tests.fakes import FakeVLLM
@@ -224,6 +236,62 @@ async def test_a_reranking_is_told_once_to_event_handlers_and_callbacks_even_of_
     assert returned.payload == {"nodes": reranked}
 
 
+class Given(BaseRetriever):
+    """A retriever that returns the nodes it was given."""
+
+    def __init__(self, nodes: list[NodeWithScore]) -> None:
+        super().__init__()
+        self._nodes = nodes
+
+    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        return self._nodes
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+async def test_the_events_of_a_reranking_are_in_a_span_of_its_own_not_the_query_engines(
+    reranker: Rerank, nodes: list[NodeWithScore], events: list[Any], *, is_async: bool
+) -> None:
+    spans, root = SimpleSpanHandler(), get_dispatcher()
+    engine = RetrieverQueryEngine.from_args(
+        Given(nodes), llm=MockLLM(), node_postprocessors=[reranker]
+    )
+    root.add_span_handler(spans)
+    try:
+        async with reranker:
+            _ = await engine.aquery("longest") if is_async else engine.query("longest")
+    finally:
+        root.span_handlers.remove(spans)
+
+    told = [e for e in events if e.class_name().startswith("ReRank")]
+    assert len(told) == 2
+    owners = {str(e.span_id).rpartition("postprocess_nodes-")[0] for e in told}
+    name = type(reranker).__name__
+    assert owners == {f"{name}._a" if is_async else f"{name}._"}
+    own = next(s for s in spans.completed_spans if s.id_ == told[0].span_id)
+    assert str(own.parent_id).startswith("RetrieverQueryEngine.")
+
+
+async def test_the_json_of_llama_indexs_workflows_reads_every_kind_of_node_back(
+    reranker: Rerank, postprocess: Postprocess
+) -> None:
+    given = [
+        TextNode(id_="0", text="a"),
+        IndexNode(id_="1", text="ab", index_id="chapter", obj=TextNode(text="the chapter")),
+        ImageNode(id_="2", text="abc", image_url="http://localhost/whale.png"),
+        Document(id_="3", text="abcd"),
+    ]
+    json = JsonSerializer()
+
+    reranked = await postprocess(
+        reranker, [NodeWithScore(node=node) for node in given], query_str="longest"
+    )
+
+    for found in reranked:
+        back = json.deserialize(json.serialize(found.node))
+        assert type(back) is type(given[int(found.node_id)])
+        assert back.to_dict() == found.node.to_dict()
+
+
 async def test_a_failure_is_raised_and_told_to_callbacks(
     postprocess: Postprocess, nodes: list[NodeWithScore]
 ) -> None:
@@ -245,7 +313,7 @@ def test_they_tell_llama_index_their_names(reranker: Rerank) -> None:
 
 @pytest.fixture(params=["straight", "through Milvus"])
 def with_secrets(request: pytest.FixtureRequest) -> Rerank:
-    ranker = VLLMRanker("http://localhost", model="bge", api_key="hidden")
+    ranker = VLLMRanker("http://localhost", model="bge", api_key="hidden", credential="key1")
     if request.param == "straight":
         return VLLMRerank(ranker)
     return MilvusVLLMRerank(
@@ -359,19 +427,94 @@ async def test_a_node_that_is_reranked_after_all_is_marked_no_longer(
     assert not any("rerank_error" in n.metadata for n in reranked)
 
 
+HERE = {"endpoint": "http://localhost"}
+
+
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "message"),
     [
-        {},
-        {"ranker": VLLMRanker("http://localhost"), "endpoint": "http://localhost"},
-        {"endpoint": "localhost:8000"},
-        {"endpoint": "http://localhost", "top_n": 0},
-        {"endpoint": "http://localhost", "top_k": 3},
+        ({}, "pass either ranker=VLLMRanker(...)"),
+        ({"ranker": VLLMRanker("http://localhost"), **HERE}, "pass either ranker=VLLMRanker(...)"),
+        ({"endpoint": "localhost:8000"}, "must be an http:// or https:// URL"),
+        ({"ranker": "http://localhost"}, "pass ranker=VLLMRanker(url)"),
+        ({**HERE, "top_n": 0}, "top_n must be between 1"),
+        ({**HERE, "top_n": True}, "top_n must be a whole number, not bool"),
+        ({**HERE, "timeout": True}, "timeout must be a positive number"),
+        ({**HERE, "timeout": float("inf")}, "timeout must be a positive number"),
+        ({**HERE, "k": 3}, "unknown argument 'k': it is top_n= here"),
+        ({**HERE, "top_k": 3}, "unknown argument 'top_k': it is top_n= here"),
+        ({**HERE, "api_key": "sk-mine"}, "ranker=VLLMRanker(url, api_key=...)"),
+        ({**HERE, "keep_retrieval_scores": 1}, "did you mean 'keep_retrieval_score'?"),
     ],
 )
-def test_a_bad_argument_is_refused(arguments: dict[str, Any]) -> None:
-    with pytest.raises(ConfigurationError):
+def test_a_bad_argument_is_refused_with_what_to_do(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
         VLLMRerank(**arguments)
+
+    assert message in str(caught.value)
+    assert "sk-mine" not in str(caught.value)
+
+
+# --- attributes
+
+
+async def test_what_is_set_takes_effect_on_the_same_connections(
+    reranker: Rerank, nodes: list[NodeWithScore]
+) -> None:
+    adapter = reranker._adapter
+    with reranker:
+        assert len(reranker.postprocess_nodes(nodes, query_str="longest")) == len(nodes)
+        reranker.top_n = np.int64(2)
+        reranker.keep_retrieval_score = False
+        reranked = reranker.postprocess_nodes(nodes, query_str="longest")
+
+    assert len(reranked) == 2
+    assert not any("retrieval_score" in n.metadata for n in reranked)
+    assert reranker._adapter is adapter
+
+
+async def test_a_timeout_that_is_set_takes_effect(
+    reranker: Rerank, postprocess: Postprocess, nodes: list[NodeWithScore]
+) -> None:
+    await postprocess(reranker, nodes, query_str="longest")
+    reranker.timeout = 1e-6
+    with pytest.raises(MilvusVLLMError, match="timeout"):
+        await postprocess(reranker, nodes, query_str="longest")
+    reranker.timeout = None
+
+    assert len(await postprocess(reranker, nodes, query_str="longest")) == len(nodes)
+
+
+def test_row_reranking_has_a_minute_and_straight_reranking_the_rankers_own_time() -> None:
+    ranker = VLLMRanker("http://localhost")
+
+    assert MilvusVLLMRerank(NAME, ranker=ranker).timeout == 60
+    assert MilvusVLLMRerank(NAME, ranker=ranker, timeout=None).timeout is None
+    assert VLLMRerank(ranker).timeout is None
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "message"),
+    [
+        ("top_n", -2, "top_n must be between 1"),
+        ("top_n", True, "top_n must be a whole number, not bool"),
+        ("top_n", 2.5, "top_n must be a whole number, not float"),
+        ("timeout", 0, "timeout must be a positive number"),
+        ("timeout", True, "timeout must be a positive number"),
+        ("keep_retrieval_score", "perhaps", "keep_retrieval_score"),
+        ("ranker", VLLMRanker("http://elsewhere"), "with ranker=..."),
+        ("top_k", 3, "unknown attribute 'top_k': it is top_n= here"),
+    ],
+)
+def test_what_cannot_be_set_is_refused_and_changes_nothing(
+    reranker: Rerank, attribute: str, value: Any, message: str
+) -> None:
+    before = dict(vars(reranker))
+    with pytest.raises(ConfigurationError) as caught:
+        setattr(reranker, attribute, value)
+
+    assert message in str(caught.value)
+    assert vars(reranker) == before
 
 
 # --- MilvusVLLMRerank
@@ -483,7 +626,9 @@ async def test_a_collection_without_a_dense_field_is_refused(
         ({"ranker": VLLMRanker("http://localhost", mode="client")}, "reranks from this process"),
         ({"ranker": VLLMRanker("http://localhost", instruction="be kind")}, "an instruction"),
         ({}, "'ranker' is required"),
-        ({"ranker": VLLMRanker("http://localhost"), "top_k": 3}, "unknown argument 'top_k'"),
+        ({"ranker": VLLMRanker("http://localhost"), "top_k": 3}, "it is top_n= here"),
+        ({"ranker": "http://localhost"}, "pass ranker=VLLMRanker(url)"),
+        ({"ranker": VLLMRanker("http://localhost"), "top_n": True}, "not bool"),
         ({"ranker": VLLMRanker("http://localhost"), "on_missing": "drop"}, "on_missing"),
     ],
 )

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import pickle
+import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from llama_index.core import Settings
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugHandler
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events.base import BaseEvent
+from llama_index.core.instrumentation.span_handlers import SimpleSpanHandler
 from llama_index.core.schema import (
     BaseNode,
     ImageNode,
@@ -32,13 +40,14 @@ from llama_index.core.vector_stores.types import (
     MetadataFilters,
 )
 from llama_index.core.vector_stores.utils import node_to_metadata_dict
+from llama_index.core.workflow import JsonSerializer
 from pydantic import Field, PrivateAttr
 from pymilvus import DataType, MilvusClient
 
-from milvus_vllm_retrievers import ConfigurationError
+from milvus_vllm_retrievers import ConfigurationError, MilvusVLLMError, RerankStatusError
 from milvus_vllm_retrievers.llama_index import MilvusVLLMRetriever, VLLMRanker
 from tests.corpus import TEXTS, create_collection
-from tests.fakes import FakeVLLM, LetterEmbeddings
+from tests.fakes import FakeVLLM, LetterEmbeddings, Reply
 
 NAME = "llama_retriever_docs"
 TWO_DENSE_FIELDS = "llama_retriever_two"
@@ -205,7 +214,7 @@ async def test_metadata_filters_and_an_expression_must_both_hold(
 async def test_without_a_ranker_the_score_is_that_of_the_retrieval(
     milvus26_uri: str, fake_vllm: FakeVLLM, retrieve: Retrieve
 ) -> None:
-    retriever = MilvusVLLMRetriever(NAME, uri=milvus26_uri)
+    retriever = MilvusVLLMRetriever(NAME, None, uri=milvus26_uri)
 
     found = (await retrieve(retriever, "violin"))[0]
 
@@ -243,7 +252,7 @@ async def test_a_querys_own_embedding_is_searched_with_and_no_model_is_called(
 async def test_a_querys_own_embedding_needs_no_model(
     milvus26_uri: str, retrieve: Retrieve, no_common_model: None
 ) -> None:
-    retriever = MilvusVLLMRetriever(NAME, uri=milvus26_uri, vector_field="dense")
+    retriever = MilvusVLLMRetriever(NAME, None, uri=milvus26_uri, vector_field="dense")
     near_the_violin = LetterEmbeddings().embed_query(TEXTS[VIOLIN])
 
     nodes = await retrieve(retriever, QueryBundle("any", embedding=near_the_violin))
@@ -297,7 +306,7 @@ async def test_the_common_model_of_the_settings_is_used_where_one_was_set(
     milvus26_uri: str, retrieve: Retrieve, no_common_model: None
 ) -> None:
     Settings.embed_model = model = LetterModel()
-    retriever = MilvusVLLMRetriever(NAME, uri=milvus26_uri, vector_field="dense")
+    retriever = MilvusVLLMRetriever(NAME, None, uri=milvus26_uri, vector_field="dense")
 
     await retrieve(retriever, "whales")
 
@@ -309,7 +318,7 @@ async def test_a_model_of_ones_own_wins_over_the_common_one(
 ) -> None:
     Settings.embed_model = common = LetterModel()
     own = LetterModel()
-    retriever = MilvusVLLMRetriever(NAME, uri=milvus26_uri, embed_model=own)
+    retriever = MilvusVLLMRetriever(NAME, None, uri=milvus26_uri, embed_model=own)
 
     await retrieve(retriever, "whales")
 
@@ -319,7 +328,7 @@ async def test_a_model_of_ones_own_wins_over_the_common_one(
 async def test_where_no_model_was_set_none_is_made_up(
     milvus26_uri: str, retrieve: Retrieve, no_common_model: None
 ) -> None:
-    retriever = MilvusVLLMRetriever(NAME, uri=milvus26_uri, vector_field="dense")
+    retriever = MilvusVLLMRetriever(NAME, None, uri=milvus26_uri, vector_field="dense")
 
     with pytest.raises(ConfigurationError, match="pass an embedding model"):
         await retrieve(retriever, "whales")
@@ -416,6 +425,41 @@ async def test_what_a_stored_node_hides_stays_hidden_and_its_own_metadata_is_all
 
     assert found.node.get_content(MetadataMode.LLM) == "page: 7\n\nWhales sing."
     assert not {"id", "doc_id", "_node_content", "_node_type"} & set(found.metadata)
+
+
+async def test_the_json_of_llama_indexs_workflows_reads_every_kind_of_node_back(
+    over_store: MilvusVLLMRetriever, retrieve: Retrieve
+) -> None:
+    json = JsonSerializer()
+    nodes = [n.node for n in await retrieve(over_store, "whales")]
+
+    for stored in STORED:
+        node = next(n for n in nodes if n.node_id == stored.node_id)
+        back = json.deserialize(json.serialize(node))
+        assert type(back) is type(stored)
+        assert back.to_dict() == node.to_dict()
+    assert json.deserialize(json.serialize({"found": nodes}))["found"][0].id_ == nodes[0].id_
+
+
+async def test_the_json_of_a_row_reads_back_as_a_text_node(
+    retriever: MilvusVLLMRetriever, retrieve: Retrieve
+) -> None:
+    node = (await retrieve(retriever, "whales"))[0].node
+
+    only = JsonSerializer(allowed_types=[TextNode])
+    back = only.deserialize(only.serialize(node))
+
+    assert type(back) is TextNode
+    assert back.to_dict() == node.to_dict()
+
+
+async def test_every_kind_of_node_can_be_pickled(
+    over_store: MilvusVLLMRetriever, retrieve: Retrieve
+) -> None:
+    for found in await retrieve(over_store, "whales"):
+        copied = pickle.loads(pickle.dumps(found.node))
+        assert copied == found.node
+        assert copied.hash == found.node.hash
 
 
 OWN_SCORES = {"relevance_score": 0.9, "reranked_by": "an editor", "page": 7}
@@ -531,12 +575,12 @@ def retrieve_many(request: pytest.FixtureRequest) -> RetrieveMany:
     """Retrieve for several queries, blocking in one run of the test and async in the other."""
 
     async def run(
-        retriever: MilvusVLLMRetriever, queries: list[QueryType]
+        retriever: MilvusVLLMRetriever, queries: list[QueryType], **arguments: Any
     ) -> list[list[NodeWithScore]]:
         async with retriever:
             if request.param == "sync":
-                return retriever.retrieve_many(queries)
-            return await retriever.aretrieve_many(queries)
+                return retriever.retrieve_many(queries, **arguments)
+            return await retriever.aretrieve_many(queries, **arguments)
 
     return run
 
@@ -596,6 +640,165 @@ async def test_each_of_several_queries_is_told_to_event_handlers_and_callbacks(
     assert [end.payload["nodes"] for _, end in pairs] == found
 
 
+@pytest.fixture
+def spans() -> Iterator[SimpleSpanHandler]:
+    """What LlamaIndex's instrumentation has for spans while the test runs."""
+    handler, root = SimpleSpanHandler(), get_dispatcher()
+    root.add_span_handler(handler)
+    yield handler
+    root.span_handlers.remove(handler)
+
+
+def named(span_id: str | None) -> str:
+    return str(span_id).split("-")[0]
+
+
+async def test_several_queries_have_one_span_and_their_events_are_in_it(
+    retriever: MilvusVLLMRetriever,
+    retrieve_many: RetrieveMany,
+    events: list[BaseEvent],
+    spans: SimpleSpanHandler,
+) -> None:
+    await retrieve_many(retriever, ["violin", "bread"])
+
+    (span,) = [s for s in spans.completed_spans if "retrieve_many" in s.id_]
+    told = [e for e in events if e.class_name().startswith("Retrieval")]
+    assert len(told) == 4
+    assert {e.span_id for e in told} == {span.id_}
+
+
+async def test_one_query_has_one_span_of_retrieving(
+    retriever: MilvusVLLMRetriever, retrieve: Retrieve, spans: SimpleSpanHandler
+) -> None:
+    await retrieve(retriever, "violin")
+
+    names = [named(span.id_).rpartition(".")[2] for span in spans.completed_spans]
+    assert sum(name in {"retrieve", "aretrieve"} for name in names) == 1
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2])
+async def test_where_one_of_several_queries_fails_the_others_are_told_and_its_error_is_raised(
+    milvus26_uri: str,
+    fake_vllm: FakeVLLM,
+    events: list[BaseEvent],
+    retrieve_many: RetrieveMany,
+    failing: int,
+) -> None:
+    queries: list[QueryType] = ["violin", "bread", "whales"]
+    original = fake_vllm.answer
+
+    def answer(received: Any) -> Reply:
+        if received.body["query"] == queries[failing]:
+            return Reply.json(400, {"error": "no"})
+        return original(received)
+
+    debug = LlamaDebugHandler(print_trace_on_end=False)
+    retriever = MilvusVLLMRetriever(
+        NAME,
+        VLLMRanker(fake_vllm.url, mode="client"),
+        uri=milvus26_uri,
+        callback_manager=CallbackManager([debug]),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fake_vllm, "answer", answer)
+        with pytest.raises(RerankStatusError) as caught:
+            await retrieve_many(retriever, queries)
+
+    ended = [e.str_or_query_bundle.query_str for e in events if "End" in e.class_name()]
+    assert ended == [query for query in queries if query != queries[failing]]
+    payloads = [end.payload for _, end in debug.get_event_pairs(CBEventType.RETRIEVE)]
+    assert [set(p) for p in payloads] == [
+        {"exception"} if i == failing else {"nodes"} for i in range(3)
+    ]
+    assert payloads[failing]["exception"] is caught.value
+
+
+class Gate:
+    """Counts who is inside at once."""
+
+    def __init__(self) -> None:
+        self.inside = self.most = 0
+        self.lock = threading.Lock()
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        with self.lock:
+            self.inside += 1
+            self.most = max(self.most, self.inside)
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.inside -= 1
+
+
+class CountingModel(LetterModel):
+    """Counts how many queries it embeds at once."""
+
+    _gate: Gate = PrivateAttr(default_factory=Gate)
+
+    def _get_query_embedding(self, query: str) -> list[float]:
+        with self._gate.entered():
+            return super()._get_query_embedding(query)
+
+    async def _aget_query_embedding(self, query: str) -> list[float]:
+        with self._gate.entered():
+            for _ in range(5):
+                await asyncio.sleep(0)
+            return LetterEmbeddings().embed_query(query)
+
+    def _get_text_embedding(self, text: str) -> list[float]:
+        raise AssertionError("a query is no document: some models embed the two differently")
+
+    async def _aget_text_embedding(self, text: str) -> list[float]:
+        raise AssertionError("a query is no document: some models embed the two differently")
+
+
+@pytest.mark.parametrize(
+    ("workers_of_model", "num_workers", "most"), [(2, None, 2), (None, 2, 2), (3, 1, 1), (1, 3, 1)]
+)
+@pytest.mark.parametrize("with_ranker", [True, False])
+async def test_no_more_queries_are_embedded_at_once_than_was_said(
+    milvus26_uri: str,
+    fake_vllm: FakeVLLM,
+    retrieve_many: Callable[..., Awaitable[Any]],
+    workers_of_model: int | None,
+    num_workers: int | None,
+    most: int,
+    *,
+    with_ranker: bool,
+) -> None:
+    model = CountingModel(num_workers=workers_of_model)
+    ranker = VLLMRanker(fake_vllm.url, mode="client") if with_ranker else None
+    retriever = MilvusVLLMRetriever(NAME, ranker, uri=milvus26_uri, embed_model=model)
+
+    found = await retrieve_many(
+        retriever, [f"query {i}" for i in range(20)], num_workers=num_workers
+    )
+
+    assert len(found) == 20
+    assert 1 <= model._gate.most <= most
+
+
+async def test_without_a_word_about_it_few_queries_are_embedded_at_once(
+    milvus26_uri: str, retrieve_many: RetrieveMany
+) -> None:
+    model = CountingModel()
+    retriever = MilvusVLLMRetriever(NAME, None, uri=milvus26_uri, embed_model=model)
+
+    await retrieve_many(retriever, [f"query {i}" for i in range(60)])
+
+    assert 1 <= model._gate.most <= 8
+
+
+@pytest.mark.parametrize("num_workers", [0, -1, True, 1.5, "2"])
+async def test_workers_are_a_positive_whole_number(
+    retriever: MilvusVLLMRetriever, retrieve_many: Callable[..., Awaitable[Any]], num_workers: Any
+) -> None:
+    with pytest.raises(ConfigurationError, match="num_workers"):
+        await retrieve_many(retriever, ["violin"], num_workers=num_workers)
+
+
 async def test_explain_takes_a_text_or_a_bundle(retriever: MilvusVLLMRetriever) -> None:
     async with retriever:
         explanation = retriever.explain("whales")
@@ -637,14 +840,22 @@ def test_secrets_are_not_printed_with_the_retriever(fake_vllm: FakeVLLM) -> None
     ("arguments", "message"),
     [
         ({"reranker": None}, "unknown argument 'reranker' (did you mean 'ranker'?)"),
-        ({"top_k": 3}, "unknown argument 'top_k'"),
+        ({"k": 3}, "unknown argument 'k': it is similarity_top_k= here"),
+        ({"top_k": 3}, "unknown argument 'top_k': it is similarity_top_k= here"),
+        ({"filter": "a > 1"}, "filters=MetadataFilters(...), or a Milvus expression as expr="),
         ({"similarity_topk": 3}, "did you mean 'similarity_top_k'"),
-        ({"embedding": LetterModel()}, "unknown argument 'embedding'"),
-        ({"similarity_top_k": 0}, "must be between 1"),
-        ({"similarity_top_k": 9, "fetch_k": 5}, "fetch_k (5) is smaller than"),
+        ({"embedding": LetterModel()}, "it is embed_model= here"),
+        ({"api_key": "sk-mine"}, "give it to the ranker: VLLMRanker(url, api_key=...)"),
+        ({"endpoint": "http://vllm"}, "give it to the ranker"),
+        ({"similarity_top_k": 0}, "similarity_top_k must be between 1"),
+        ({"similarity_top_k": True}, "similarity_top_k must be a whole number, not bool"),
+        ({"fetch_k": True}, "fetch_k must be a whole number, not bool"),
+        ({"filters": {"a": 1}}, "filters must be MetadataFilters, not dict"),
         ({"expr": "a == 'b"}, "expr is not complete"),
         ({"timeout": 0}, "timeout must be a positive number"),
-        ({"ranker": "http://localhost:8000"}, "ranker must be a VLLMRanker"),
+        ({"timeout": True}, "timeout must be a positive number"),
+        ({"score_threshold": 0.5}, "pass ranker=VLLMRanker(...) too"),
+        ({"ranker": "http://localhost:8000"}, "VLLMRanker('http://localhost:8000')"),
         ({"sparse_embedding": 5}, "sparse encoder must be a callable"),
     ],
 )
@@ -652,9 +863,199 @@ def test_a_bad_argument_is_refused_before_anything_is_sent(
     arguments: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigurationError) as caught:
-        MilvusVLLMRetriever(NAME, **arguments)
+        MilvusVLLMRetriever(NAME, **{"ranker": None, **arguments})
 
     assert message in str(caught.value)
+    assert "sk-mine" not in str(caught.value)
+
+
+async def test_fewer_candidates_than_nodes_are_refused(
+    milvus26_uri: str, retrieve: Retrieve
+) -> None:
+    retriever = MilvusVLLMRetriever(
+        NAME, None, uri=milvus26_uri, vector_field="sparse", similarity_top_k=9, fetch_k=5
+    )
+
+    with pytest.raises(ConfigurationError, match=r"fetch_k \(5\) is smaller than"):
+        await retrieve(retriever, "whales")
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("k", "set retriever.similarity_top_k"),
+        ("top_k", "set retriever.similarity_top_k"),
+        ("similarity_top_k", "set retriever.similarity_top_k"),
+        ("filter", "within(filters=MetadataFilters(...))"),
+        ("filters", "within(filters=...)"),
+        ("expr", "within(expr=...)"),
+        ("fetch_k", "set retriever.fetch_k"),
+    ],
+)
+async def test_an_argument_of_a_call_is_refused_with_what_to_do(
+    retriever: MilvusVLLMRetriever,
+    retrieve_many: Callable[..., Awaitable[Any]],
+    argument: str,
+    message: str,
+) -> None:
+    asked: dict[str, Any] = {argument: 1}
+    with pytest.raises(ConfigurationError) as many:
+        await retrieve_many(retriever, ["whales"], **asked)
+    with pytest.raises(ConfigurationError) as one:
+        retriever.retrieve("whales", **asked)
+    with pytest.raises(ConfigurationError) as aone:
+        await retriever.aretrieve("whales", **asked)
+
+    for caught in (many, one, aone):
+        assert message in str(caught.value)
+
+
+async def test_numpys_whole_numbers_are_numbers(milvus26_uri: str, retrieve: Retrieve) -> None:
+    retriever = MilvusVLLMRetriever(
+        NAME, None, uri=milvus26_uri, similarity_top_k=np.int64(3), fetch_k=np.int32(7)
+    )
+    retriever.similarity_top_k = np.int64(1)
+
+    assert len(await retrieve(retriever, "whales violin")) == 1
+
+
+@pytest.mark.parametrize("way", ["the constructor", "from_vector_store", "from_index"])
+def test_a_forgotten_ranker_is_warned_of_at_the_line_that_forgot_it(
+    monkeypatch: pytest.MonkeyPatch, milvus26: MilvusClient, way: str
+) -> None:
+    taken = {"collection_name": NAME, "client": milvus26}
+    monkeypatch.setattr(
+        "milvus_vllm_retrievers.llama_index._retriever.llama_index_arguments", lambda store: taken
+    )
+    make: dict[str, Callable[..., Any]] = {
+        "the constructor": lambda **ranker: MilvusVLLMRetriever(NAME, **ranker),
+        "from_vector_store": lambda **ranker: MilvusVLLMRetriever.from_vector_store(5, **ranker),
+        "from_index": lambda **ranker: MilvusVLLMRetriever.from_index(5, **ranker),
+    }
+
+    with pytest.warns(UserWarning, match=r"ranker=VLLMRanker\(.*ranker=None") as caught:
+        make[way]()
+    make[way](ranker=None)  # written out: not a word
+    make[way](ranker=VLLMRanker("http://localhost"))
+
+    assert [warning.filename for warning in caught] == [__file__]
+
+
+def test_a_call_has_a_minute_unless_said_otherwise() -> None:
+    assert MilvusVLLMRetriever(NAME, None).timeout == 60
+    assert MilvusVLLMRetriever(NAME, None, timeout=None).timeout is None
+
+
+# --- attributes
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The addresses that clients of Milvus are made for."""
+    addresses: list[str] = []
+    original = MilvusClient.__init__
+
+    def noted(self: Any, uri: str = "", *args: Any, **kwargs: Any) -> None:
+        addresses.append(uri)
+        original(self, uri, *args, **kwargs)
+
+    monkeypatch.setattr(MilvusClient, "__init__", noted)
+    return addresses
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "found"),
+    [
+        ("similarity_top_k", 1, [2]),
+        ("filters", MetadataFilters(filters=[MetadataFilter(key="number", value=8)]), [8]),
+        ("expr", "number == 8", [8]),
+        ("score_threshold", 1e9, []),
+        ("fetch_k", 2, [2, 8]),
+    ],
+)
+def test_an_attribute_that_is_set_takes_effect_on_the_same_connection(
+    milvus26_uri: str,
+    fake_vllm: FakeVLLM,
+    made: list[str],
+    attribute: str,
+    value: Any,
+    found: list[int],
+) -> None:
+    ranker = VLLMRanker(fake_vllm.url, mode="client")
+    with MilvusVLLMRetriever(NAME, ranker, uri=milvus26_uri, similarity_top_k=2) as retriever:
+        before = [n.metadata["pk"] for n in retriever.retrieve("whales, violin")]
+        setattr(retriever, attribute, value)
+        after = [n.metadata["pk"] for n in retriever.retrieve("whales, violin")]
+        now = getattr(retriever, attribute)
+
+    assert before == [2, 8]
+    assert after == found
+    assert now == value
+    assert len(made) == 1
+
+
+def test_a_timeout_that_is_set_takes_effect(retriever: MilvusVLLMRetriever) -> None:
+    with retriever:
+        retriever.retrieve("whales")
+        retriever.timeout = 1e-6
+        with pytest.raises(MilvusVLLMError, match="timeout"):
+            retriever.retrieve("whales")
+        retriever.timeout = None
+        assert len(retriever.retrieve("whales")) == 3
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "message"),
+    [
+        ("similarity_top_k", True, "similarity_top_k must be a whole number, not bool"),
+        ("similarity_top_k", 0, "similarity_top_k must be between 1"),
+        ("fetch_k", -1, "fetch_k must be between 1"),
+        ("timeout", -1, "timeout must be a positive number"),
+        ("filters", "a > 1", "filters must be MetadataFilters, not str"),
+        ("expr", "a == 'b", "expr is not complete"),
+        ("score_threshold", "high", "score_threshold must be a finite number"),
+        ("ranker", None, "make a new MilvusVLLMRetriever with ranker=..."),
+        ("uri", "http://elsewhere", "make a new MilvusVLLMRetriever with uri=..."),
+        ("partition_names", ["b"], "make a new MilvusVLLMRetriever with partition_names=..."),
+        ("similarity_topk", 3, "did you mean 'similarity_top_k'?"),
+        ("k", 3, "only similarity_top_k, fetch_k"),
+    ],
+)
+def test_what_cannot_be_set_is_refused_and_changes_nothing(
+    retriever: MilvusVLLMRetriever, attribute: str, value: Any, message: str
+) -> None:
+    before = dict(vars(retriever))
+    with pytest.raises(ConfigurationError) as caught:
+        setattr(retriever, attribute, value)
+
+    assert message in str(caught.value)
+    assert vars(retriever) == before
+
+
+@given(st.lists(st.tuples(st.sampled_from(["similarity_top_k", "fetch_k"]), st.integers())))
+def test_whatever_is_set_the_last_value_that_was_taken_counts(
+    settings: list[tuple[str, int]],
+) -> None:
+    retriever = MilvusVLLMRetriever(NAME, None)
+    taken: dict[str, int | None] = {"similarity_top_k": 2, "fetch_k": None}
+
+    for name, value in settings:
+        try:
+            setattr(retriever, name, value)
+        except ConfigurationError:
+            assert not 1 <= value <= 16_384
+        else:
+            taken[name] = value
+
+    assert {name: getattr(retriever, name) for name in taken} == taken
+
+
+def test_what_llama_index_sets_can_be_set(retriever: MilvusVLLMRetriever) -> None:
+    manager, objects = CallbackManager(), {"chapter": PARENT}
+
+    retriever.callback_manager, retriever.object_map = manager, objects
+
+    assert (retriever.callback_manager, retriever.object_map) == (manager, objects)
 
 
 @pytest.mark.parametrize(
@@ -664,7 +1065,7 @@ def test_a_bad_argument_is_refused_before_anything_is_sent(
 )
 def test_what_is_no_embedding_model_of_llama_index_is_refused(embed_model: Any) -> None:
     with pytest.raises(ConfigurationError, match="embed_model"):
-        MilvusVLLMRetriever(NAME, embed_model=embed_model)
+        MilvusVLLMRetriever(NAME, None, embed_model=embed_model)
 
 
 @pytest.mark.parametrize("query", ["", QueryBundle("  \n")])

@@ -15,6 +15,7 @@ from milvus_lite.adapter.grpc.translators.search import parse_search_request
 from milvus_lite.exceptions import MilvusLiteError
 from pymilvus.grpc_gen import common_pb2, milvus_pb2, schema_pb2
 
+from .filters import as_milvus_reads
 from .vllm_provider import (
     InvalidParameterError,
     RerankError,
@@ -54,7 +55,12 @@ class Milvus26Servicer(MilvusServicer):  # type: ignore[misc]  # Milvus Lite is 
         answer.server_info.build_tags = self._config.version
         return answer
 
+    def Query(self, request: Any, context: Any) -> Any:  # noqa: N802
+        request.expr = as_milvus_reads(request.expr)
+        return super().Query(request, context)
+
     def Search(self, request: Any, context: Any) -> Any:  # noqa: N802
+        request.dsl = as_milvus_reads(request.dsl)
         if self._wants_model_ranker(request):
             return self._reranked(request, context)
         answer = super().Search(request, context)
@@ -63,6 +69,8 @@ class Milvus26Servicer(MilvusServicer):  # type: ignore[misc]  # Milvus Lite is 
         return answer
 
     def HybridSearch(self, request: Any, context: Any) -> Any:  # noqa: N802
+        for leg in request.requests:
+            leg.dsl = as_milvus_reads(leg.dsl)
         if self._wants_model_ranker(request):
             return self._reranked(request, context)
         return super().HybridSearch(request, context)

@@ -1,7 +1,8 @@
 """What someone may write into a filter, a value, a key or a question to see another's rows.
 
-The rows to be seen are those of tenant "b"; the filter to get around is ``tenant == "a"``, in
-parentheses and joined by ``and``.
+`STRINGS` are written as filters, `HOSTILE_VALUES` are texts that a row may hold and a filter may
+ask for. The rows to be seen are those of tenant "b"; the filter to get around is
+``tenant == "a"``, in parentheses and joined by ``and``.
 """
 
 from __future__ import annotations
@@ -446,3 +447,308 @@ TOKENS = [
     *("(", ")", ") or (", "[", "]", "{", "}", ",", '"', "'", "\\", '\\"', "\\'", "\n", "\t", " "),
     *("exists", "random_sample(0.5)", "{x}", "--", "//", "/*", "*/", "#", ";", "\x00", "\u2028"),
 ]
+
+# Texts that are near one another, or that a reader, a writer or a comparison may change.
+SPACES = [
+    *(
+        "",
+        " ",
+        "  ",
+        "a ",
+        " a",
+        "\t",
+        "\n",
+        "\r",
+        "\r\n",
+        "a\n",
+        "\na",
+        "a\rb",
+        "a\tb",
+        "\x0b",
+        "\x0c",
+    ),
+    *("\u00a0", "a\u00a0", "\u2003", "\u3000", "\u2028", "\u2029", "\x85", "\u1680", "\u202f"),
+]
+ESCAPES = [
+    *(
+        "\\n",
+        "\\r",
+        "\\t",
+        "\\\\n",
+        '\\"',
+        "\\'",
+        "\\\\'",
+        '\\\\"',
+        "\\x41",
+        "\\x",
+        "\\101",
+        "\\0",
+        "\\8",
+    ),
+    *(
+        "\\u0041",
+        "\\u4e2d",
+        "\\U00000041",
+        "\\U00020bb7",
+        "\\u",
+        "\\N{DIGIT ONE}",
+        "\\a",
+        "\\b",
+        "\\f",
+    ),
+    *(
+        "\\v",
+        "\\?",
+        "\\e",
+        "\\%",
+        "\\_",
+        "a\\",
+        "a\\\\",
+        "\\a\\",
+        "%41",
+        "%22",
+        "&quot;",
+        "&#34;",
+        "\\c",
+    ),
+    *(
+        'u"a"',
+        'U"a"',
+        'L"a"',
+        'u8"a"',
+        'r"a"',
+        "R'a'",
+        'b"a"',
+        '"a"',
+        "'a'",
+        "`a`",
+        "\u00aba\u00bb",
+    ),
+    *(
+        'a"',
+        "a'",
+        '"a',
+        "'a",
+        'a""',
+        "a''",
+        '"""',
+        "'''",
+        "\u201c",
+        "\u201d",
+        "\u2018",
+        "\u2019",
+        "\uff02",
+    ),
+]
+INVISIBLE = [
+    *("\u200b", "a\u200b", "\u200ba", "\u200c", "\u200d", "\u2060", "\ufeff", "\ufeffa", "a\u00ad"),
+    *(
+        "\u202ea",
+        "\u202da\u202c",
+        "\u2066a\u2069",
+        "\u200ea",
+        "\u200fa",
+        "\u061c",
+        "a\u034f",
+        "a\ufe0f",
+    ),
+    *(
+        "\u05d0\u05d1",
+        "\u0627\u0644",
+        "a\u05d0b",
+        '\u202e"b" == tnanet',
+        "\U000e0041",
+        "\U000e0001a",
+    ),
+]
+CONTROLS = [
+    *map(chr, [*range(1, 9), *range(14, 32), 127, 128, 159]),
+    "\x00",
+    "a\x00",
+    "\x00a",
+    "a\x00b",
+]
+UNICODE = [
+    *(
+        "\u00e9",
+        "e\u0301",
+        "\u00c5",
+        "\u212b",
+        "A\u030a",
+        "\ufb01",
+        "fi",
+        "\u00df",
+        "ss",
+        "SS",
+        "\u1e9e",
+    ),
+    *(
+        "\u0130",
+        "i\u0307",
+        "\u0131",
+        "\u03c3",
+        "\u03c2",
+        "\u4e2d\u6587",
+        "\u65e5\u672c",
+        "\ud55c",
+        "\u1112\u1161",
+    ),
+    *(
+        "\uff41",
+        "\u0430",
+        "\u0391",
+        "\u1d5ba",
+        "\U0001d41a",
+        "\uffff",
+        "\ufffe",
+        "\ufffd",
+        "\U0010ffff",
+    ),
+    *(
+        "\U0001f600",
+        "\U0001f468\u200d\U0001f469\u200d\U0001f467",
+        "\U0001f1e9\U0001f1ea",
+        "1\ufe0f\u20e3",
+    ),
+    # Characters that Milvus 2.6 reads as the ones after them, and those.
+    *(
+        "\U00020bb7",
+        "\u0bb7",
+        "\U00020bb7\u91ce\u5bb6",
+        "\u0bb7\u91ce\u5bb6",
+        "\U0002f81a",
+        "\uf81a",
+    ),
+    *("\U00030041", "A", "\U00020000", "\U0002d8ff", "\\\U00020bb7", '"\U00020bb7', "\U00016ff0"),
+]
+NUMBERS_AS_TEXT = [
+    *(
+        "-0",
+        "0.0",
+        "1.0",
+        "1e0",
+        "01",
+        "+1",
+        "0x1",
+        "1_000",
+        "1,000",
+        "1e309",
+        "-1e309",
+        "NaN",
+        "nan",
+        "inf",
+    ),
+    *(
+        "-inf",
+        "Infinity",
+        "9223372036854775807",
+        "9223372036854775808",
+        "-9223372036854775808",
+        "\u0661",
+    ),
+    *(
+        "\u00b2",
+        "\u2460",
+        "1/2",
+        "true",
+        "True",
+        "TRUE",
+        "tRue",
+        "false",
+        "False",
+        "null",
+        "NULL",
+        "None",
+    ),
+    *(
+        "undefined",
+        "nil",
+        "2024-05-06",
+        "2024-05-06T00:00:00Z",
+        "P1D",
+        "[]",
+        "{}",
+        '["a"]',
+        '{"a": "b"}',
+    ),
+    *("[1, 2]", "(1)", '"1"', "{1}", "00000000-0000-0000-0000-000000000000"),
+]
+KEYWORDS = [
+    *(
+        "and",
+        "or",
+        "not",
+        "in",
+        "like",
+        "is",
+        "exists",
+        "iso",
+        "interval",
+        "threshold",
+        "text_match",
+    ),
+    *(
+        "AND",
+        "OR",
+        "NOT",
+        "IN",
+        "LIKE",
+        "is null",
+        "is not null",
+        "json_contains",
+        "array_length",
+        "==",
+        "!=",
+    ),
+    *(
+        "random_sample",
+        "element_filter",
+        "minimum_should_match",
+        "_seq",
+        "_partition",
+        "owner",
+        "$meta[0]",
+    ),
+    *(
+        "select",
+        "SELECT 1",
+        "1=1",
+        "1 == 1",
+        "' OR 1=1 --",
+        "UNION ALL",
+        "product",
+        "dense",
+        "_id",
+        "id",
+    ),
+]
+LONG = [
+    "x" * 5_000,
+    "x" * 5_000 + " ",
+    '"' * 5_000,
+    "\\" * 5_001,
+    "\u4e2d" * 5_000,
+    "\U0001f600" * 5_000,
+]
+
+# Every text that Milvus can store: valid Unicode, of no more bytes than a VARCHAR holds.
+HOSTILE_VALUES = [
+    value
+    for value in dict.fromkeys(
+        [
+            *STRINGS,
+            *SPACES,
+            *ESCAPES,
+            *INVISIBLE,
+            *CONTROLS,
+            *UNICODE,
+            *NUMBERS_AS_TEXT,
+            *KEYWORDS,
+            *LONG,
+        ]
+    )
+    if len(value.encode(errors="surrogatepass")) < 65_535
+    and value == value.encode(errors="replace").decode()
+]
+# Texts that are no valid Unicode: no row can hold them, and no filter can ask for them.
+LONE_SURROGATES = ["\ud800", "\udc00", "a\udfff", "\ud83d", "\ude00\ud83d", '"\ud800', "\\\udc00"]

@@ -31,7 +31,7 @@ def fits(word: str, text: str) -> float:
 
 def name_of(class_: type) -> str:
     """Name a class and its framework, for a test's id."""
-    return f"{class_.__module__.rpartition('.')[2]}.{class_.__name__}"
+    return f"{class_.__module__.split('.')[1]}.{class_.__name__}"
 
 
 def make(class_: type, collection: str, milvus: str, ranker: VLLMRanker, **arguments: Any) -> Any:
@@ -52,7 +52,7 @@ def best(subject: Any, word: str) -> str:
         return subject.invoke(word)[0].page_content
     if isinstance(subject, li.MilvusVLLMRetriever):
         return subject.retrieve(word)[0].text
-    if type(subject).__module__ == langchain.__name__:
+    if type(subject).__module__.startswith(langchain.__name__):
         return subject.compress_documents(_DOCUMENTS, word)[0].page_content
     return subject.postprocess_nodes(_NODES, query_str=word)[0].text
 
@@ -63,6 +63,6 @@ async def abest(subject: Any, word: str) -> str:
         return (await subject.ainvoke(word))[0].page_content
     if isinstance(subject, li.MilvusVLLMRetriever):
         return (await subject.aretrieve(word))[0].text
-    if type(subject).__module__ == langchain.__name__:
+    if type(subject).__module__.startswith(langchain.__name__):
         return (await subject.acompress_documents(_DOCUMENTS, word))[0].page_content
     return (await subject.apostprocess_nodes(_NODES, query_str=word))[0].text

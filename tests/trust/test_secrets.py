@@ -16,6 +16,7 @@ import pprint
 import traceback
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -80,7 +81,7 @@ def uri_of(uri: str) -> str:
 
 
 def ranker(endpoint: str = "http://127.0.0.1:1", **arguments: Any) -> VLLMRanker:
-    return VLLMRanker(endpoint, api_key=KEY, **{"max_retries": 0, **arguments})
+    return VLLMRanker(endpoint, **{"api_key": KEY, "max_retries": 0, **arguments})
 
 
 def made(class_: type, milvus: str = "http://127.0.0.1:1", **arguments: Any) -> Any:
@@ -165,8 +166,11 @@ def test_a_secret_that_an_object_holds_is_masked_also_among_its_variables(
     assert not is_shown(repr(held.get(secret)))
 
 
-def test_no_way_of_writing_a_ranker_shows_its_key() -> None:
-    given = ranker(credential="vllm-prod")
+@pytest.mark.parametrize(
+    "arguments", [{}, {"headers": {"x-key": KEY}}, {"api_key": partial(str, KEY)}]
+)
+def test_no_way_of_writing_a_ranker_shows_its_key(arguments: dict[str, Any]) -> None:
+    given = ranker(credential="vllm-prod", **arguments)
     adapter = TypeAdapter(VLLMRanker)
     ways = dict(dumped(given)) | {
         "vars": str(vars(given)),
@@ -460,7 +464,15 @@ ECHOES = [
 ]
 
 
+SECRET_ARGUMENTS = {
+    "api_key": {"api_key": KEY},
+    "callable": {"api_key": lambda: KEY},
+    "header": {"api_key": None, "headers": {"authorization": f"Bearer {KEY}"}},
+}
+
+
 @pytest.mark.parametrize("reply", ECHOES, ids=lambda reply: f"{reply.status} {reply.body[:20]}")
+@pytest.mark.parametrize("secret", SECRET_ARGUMENTS.values(), ids=SECRET_ARGUMENTS)
 @pytest.mark.parametrize("class_", [c for c in CLASSES if c.__name__ != "MilvusVLLMRerank"])
 async def test_a_key_that_vllm_answers_with_is_not_shown(
     class_: type,
@@ -468,6 +480,7 @@ async def test_a_key_that_vllm_answers_with_is_not_shown(
     stubbed: Callable[..., list[Milvus]],
     fake_vllm: FakeVLLM,
     reply: Reply,
+    secret: dict[str, Any],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     stubbed()
@@ -475,8 +488,8 @@ async def test_a_key_that_vllm_answers_with_is_not_shown(
     more = {"vector_field": "sparse"} if "Retriever" in class_.__name__ else {}
 
     with pytest.raises(RerankError) as caught:
-        await act(made(class_, ranker=ranker(fake_vllm.url, mode="client"), **more))
-    asked = ranker(fake_vllm.url, mode="client", on_error="skip")
+        await act(made(class_, ranker=ranker(fake_vllm.url, mode="client", **secret), **more))
+    asked = ranker(fake_vllm.url, mode="client", on_error="skip", **secret)
     degraded = await act(made(class_, ranker=asked, **more))
 
     assert not is_shown(written(caught.value))
@@ -514,15 +527,16 @@ async def test_a_key_in_an_answer_that_is_no_http_is_not_shown(
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 @pytest.mark.parametrize("module", [langchain, li], ids=["langchain", "llama_index"])
-async def test_a_redirect_is_not_followed_so_no_other_origin_sees_the_key(
+async def test_a_redirect_takes_the_key_to_no_other_origin(
     act: Act, module: Any, fake_vllm: FakeVLLM, status: int
 ) -> None:
+    asked = ranker(fake_vllm.url, headers={"x-key": KEY})
     with running_fake_vllm() as other:
-        targets = [f"{other.url}/v1/rerank", other.url.removeprefix("http:"), "/v2/rerank"]
+        targets = [f"{other.url}/v1/rerank", other.url.removeprefix("http:")]
         for target in targets:
             fake_vllm.replies = [Reply(status, b"", {"location": target})]
-            with pytest.raises(RerankStatusError, match="redirects are not followed"):
-                await act(module.VLLMRerank(ranker=ranker(fake_vllm.url)))
+            with pytest.raises(RerankStatusError, match="which is not followed"):
+                await act(module.VLLMRerank(ranker=asked))
 
         assert other.received == []
 

@@ -127,7 +127,7 @@ async def llama(server: Server) -> AsyncIterator[Callable[..., li.MilvusVLLMRetr
     def make(collection: str = ROWS, **arguments: Any) -> li.MilvusVLLMRetriever:
         given = {"similarity_top_k": 100, "embed_model": MockEmbedding(LetterEmbeddings.dim)}
         clients = {"client": server.client, "async_client": async_client}
-        return li.MilvusVLLMRetriever(collection, **{**given, **clients, **arguments})
+        return li.MilvusVLLMRetriever(collection, None, **{**given, **clients, **arguments})
 
     yield make
     await async_client.close()
@@ -141,7 +141,7 @@ async def mine(server: Server) -> AsyncIterator[langchain.MilvusVLLMRetriever]:
 
 
 def lang(uri: str, collection: str = ROWS, **arguments: Any) -> langchain.MilvusVLLMRetriever:
-    given = {"uri": uri, "expr": OWN, "k": 100, "embedding": LetterEmbeddings()}
+    given = {"uri": uri, "expr": OWN, "k": 100, "embedding": LetterEmbeddings(), "ranker": None}
     return langchain.MilvusVLLMRetriever(collection_name=collection, **{**given, **arguments})
 
 
@@ -520,10 +520,8 @@ async def test_a_hostile_key_in_the_group_of_the_tenants_own_filter_is_a_key(
         where(where(OWNED, condition=FilterCondition.NOT), OWNED, condition=FilterCondition.OR),
         where(MetadataFilter(key="owner", value="a", operator=FilterOperator.NE)),
         where(MetadataFilter(key="owner", value=["a", "b"], operator=FilterOperator.IN)),
-        where(MetadataFilter(key="nothing", value=[], operator=FilterOperator.NIN)),
+        where(MetadataFilter(key="nothing", value=["a"], operator=FilterOperator.NIN)),
         where(MetadataFilter(key="nothing", value=None, operator=FilterOperator.IS_EMPTY)),
-        where(condition=FilterCondition.OR),
-        where(),
     ],
     ids=str,
 )
@@ -531,6 +529,25 @@ async def test_no_condition_among_metadata_filters_widens_an_expression(
     llama: Callable[..., Any], retrieve: Retrieve, asked: MetadataFilters
 ) -> None:
     assert tenants_of(await retrieve(llama(expr=OWN, filters=asked))) <= {"a"}
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        where(),
+        where(condition=FilterCondition.OR),
+        where(OWNED, where(condition=FilterCondition.NOT)),
+        where(MetadataFilter(key="nothing", value=[], operator=FilterOperator.NIN)),
+        where(MetadataFilter(key="owner", value=None, operator=FilterOperator.NE)),
+        where(MetadataFilter.model_construct(key="owner", value=float("nan"))),
+    ],
+    ids=str,
+)
+async def test_metadata_filters_that_would_match_everything_are_refused(
+    llama: Callable[..., Any], retrieve: Retrieve, asked: MetadataFilters
+) -> None:
+    with pytest.raises(ConfigurationError):
+        await retrieve(llama(filters=asked))
 
 
 async def test_sound_metadata_filters_narrow(llama: Callable[..., Any], retrieve: Retrieve) -> None:
@@ -571,7 +588,7 @@ async def test_no_metadata_filter_anyone_can_write_shows_a_row_of_another_tenant
         embed_model = MockEmbedding(LetterEmbeddings.dim)
         arguments = {"expr": OWN, "filters": where(test), "similarity_top_k": 100}
         async with li.MilvusVLLMRetriever(
-            ROWS, uri=on_lite.uri, embed_model=embed_model, **arguments
+            ROWS, None, uri=on_lite.uri, embed_model=embed_model, **arguments
         ) as mine:
             return await retrieve(mine)
 
@@ -608,7 +625,7 @@ async def test_hostile_names_of_templates_show_no_row_of_another_tenant(
 def test_what_is_no_list_of_names_is_refused_as_partitions(names: Any) -> None:
     for make in (
         lambda: langchain.MilvusVLLMRetriever(collection_name=PARTS, partition_names=names),
-        lambda: li.MilvusVLLMRetriever(PARTS, partition_names=names),
+        lambda: li.MilvusVLLMRetriever(PARTS, None, partition_names=names),
         lambda: langchain.MilvusVLLMRerank(
             PARTS, ranker=VLLMRanker("http://vllm"), partition_names=names
         ),
@@ -645,5 +662,5 @@ async def test_a_partition_that_is_there_is_searched_and_no_other(
 async def test_a_call_cannot_choose_other_partitions(server: Server, *, is_async: bool) -> None:
     async with lang(server.uri, PARTS, expr=None, partition_names=["a"]) as mine:
         ask = mine.ainvoke if is_async else mine.invoke
-        with pytest.raises(TypeError, match="partition_names"):
+        with pytest.raises(ConfigurationError, match="partition_names"):
             await ask("a note", partition_names=["b"])

@@ -142,7 +142,10 @@ UNUSABLE = [
     ([("color", "red")], "must be a mapping of fields to values, not list"),
     ('color == "red"', "must be a mapping of fields to values, not str"),
     ({1: "red"}, "a field's name is a text, not int"),
-    ({"color": None}, "filters['color']: None is no value; leave the field out, or pass expr="),
+    (
+        {"color": None},
+        "filters['color']: None is no value; leave the field out, or find rows without",
+    ),
     ({"color": [None]}, "filters['color']: None is no value to compare with"),
     ({"color": {"ne": None}}, "filters['color']: None is no value to compare with"),
     ({"color": []}, "filters['color']: an empty list"),

@@ -216,8 +216,8 @@ def half_closed(port: int) -> int:
 
 
 @pytest.fixture
-def hanging_up() -> Iterator[Listener]:
-    """A server that answers a burst of requests at once, and hangs up."""
+def hanging_up() -> Iterator[Any]:
+    """A server that answers a burst of requests at once, and hangs up when all are answered."""
     if not Path("/proc/self/net/tcp").exists():
         pytest.skip("connections are counted in /proc")
     together = threading.Barrier(BURST)
@@ -230,24 +230,26 @@ def hanging_up() -> Iterator[Listener]:
             asked += connection.recv(65_536)
         together.wait(60)
         connection.sendall(head + body)
+        server.answered.wait(60)
 
     with listening(converse) as server:
+        server.answered = threading.Event()
         yield server
 
 
-async def test_after_a_burst_no_connection_stays_half_closed(hanging_up: Listener) -> None:
+async def test_after_a_burst_no_connection_stays_half_closed(hanging_up: Any) -> None:
     ranker = VLLMRanker(hanging_up.url, max_retries=0, timeout=60)
     client, request = RerankClient(ranker), build_request(ranker, "q", ["a"])
 
     answers = await asyncio.gather(*(client.asend(request) for _ in range(BURST)))
 
     assert [read_scores(answer, request) for answer in answers] == [[0.5]] * BURST
-    await until_none_is_half_closed(hanging_up.port)
+    await until_none_is_half_closed(hanging_up)
     await client.aclose()
 
 
 async def test_after_a_blocking_burst_no_connection_stays_half_closed(
-    hanging_up: Listener,
+    hanging_up: Any,
 ) -> None:
     ranker = VLLMRanker(hanging_up.url, max_retries=0, timeout=60)
     client, request = RerankClient(ranker), build_request(ranker, "q", ["a"])
@@ -256,21 +258,22 @@ async def test_after_a_blocking_burst_no_connection_stays_half_closed(
         answers = list(threads.map(client.send, [request] * BURST))
 
     assert [read_scores(answer, request) for answer in answers] == [[0.5]] * BURST
-    await until_none_is_half_closed(hanging_up.port)
+    await until_none_is_half_closed(hanging_up)
     client.close()
 
 
-async def until_none_is_half_closed(port: int) -> None:
-    seen = [half_closed(port)]
+async def until_none_is_half_closed(server: Any) -> None:
+    server.answered.set()
+    seen = [0]
 
     def gone() -> bool:
-        seen.append(half_closed(port))
+        seen.append(half_closed(server.port))
         return max(seen) > 0 and seen[-1] == 0
 
     await asyncio.to_thread(wait_until, gone, "no connection is half-closed", 30)
 
 
-def test_a_client_that_is_dropped_is_not_kept_by_its_timer(hanging_up: Listener) -> None:
+def test_a_client_that_is_dropped_is_not_kept_by_its_timer(hanging_up: Any) -> None:
     client = RerankClient(VLLMRanker(hanging_up.url))
     client._clients.take_back(client._clients.lend())
     dropped = weakref.ref(client)

@@ -6,22 +6,16 @@ import asyncio
 import logging
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import Any
 
 import pytest
 from pymilvus import AsyncMilvusClient, MilvusClient, MilvusException
 
-from milvus_vllm_retrievers import (
-    RerankStatusError,
-    SearchError,
-    VLLMRanker,
-    langchain,
-    llama_index,
-)
+from milvus_vllm_retrievers import RerankStatusError, SearchError, VLLMRanker
 from milvus_vllm_retrievers._core.milvus import ConnectionSettings, MilvusConnection
 from milvus_vllm_retrievers._core.quiet import quiet
 from tests.corpus import create_collection
 from tests.fakes import FakeVLLM, Reply
+from tests.faults.callers import FRONT_ENDS, HOWS, TEXTS, FrontEnd, How, got
 from tests.faults.servers import refusing
 
 NAME = "quiet_docs"
@@ -158,32 +152,33 @@ async def test_a_milvus_that_refuses_connections_is_told_by_the_error_alone(
     assert "Traceback" not in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("module", [langchain, llama_index], ids=["LangChain", "LlamaIndex"])
-@pytest.mark.parametrize("how", ["sync", "async"])
-async def test_a_query_that_fails_inside_milvus_prints_no_traceback_of_pymilvus(
-    module: Any,
-    how: str,
+@pytest.mark.parametrize("front_end", FRONT_ENDS, ids=str)
+@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("asked_by", ["retriever", "reranker"])
+async def test_a_failure_inside_milvus_is_told_once_with_advice_and_no_traceback(
+    front_end: FrontEnd,
+    how: How,
+    asked_by: str,
     milvus26: MilvusClient,
     milvus26_uri: str,
     fake_vllm: FakeVLLM,
     screen: Screen,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    create_collection(milvus26, NAME)
-    fake_vllm.always = Reply.json(404, {"detail": "Not Found"})
+    create_collection(milvus26, NAME, texts=TEXTS)
+    fake_vllm.always = Reply.json(401, {"error": "Unauthorized"})
     ranker = VLLMRanker(fake_vllm.url, mode="server")
-    retriever = module.MilvusVLLMRetriever(
-        NAME, ranker=ranker, uri=milvus26_uri, vector_field="sparse"
-    )
-    in_langchain = module is langchain
-    with pytest.raises(RerankStatusError, match="vLLM serves /v1/rerank only for") as caught:
-        if how == "sync":
-            (retriever.invoke if in_langchain else retriever.retrieve)("cat")
-        else:
-            await (retriever.ainvoke if in_langchain else retriever.aretrieve)("cat")
-    await retriever.aclose()
+    if asked_by == "retriever":
+        subject = front_end.retriever(NAME, milvus26_uri, ranker)
+    else:
+        subject = front_end.module.MilvusVLLMRerank(NAME, ranker=ranker, uri=milvus26_uri)
+    async with subject:
+        error, _ = await got(front_end.call(subject, how))
 
-    assert caught.value.status_code == 404
-    assert f"Milvus was given the ranker's endpoint, {fake_vllm.url}" in str(caught.value)
+    assert isinstance(error, RerankStatusError)
+    assert error.status_code == 401
+    assert f"Milvus was given the ranker's endpoint, {fake_vllm.url}. Milvus sent no key" in str(
+        error
+    )
     assert screen.lines == []
     assert "Traceback" not in capfd.readouterr().err

@@ -311,7 +311,10 @@ class MilvusVLLMAdapter:
             target = yield from self._found(deadline)
         elif time.monotonic() - self._looked_at > LOOK_AGAIN_AFTER:
             target = yield from self._looked_at_again(target, deadline)
-        return target, options.resolved(target.layout)
+        options = options.resolved(target.layout)
+        if options.expr:
+            options = replace(options, expr=target.spelled(options.expr))
+        return target, options
 
     def _found(self, deadline: Deadline) -> Flow[Target]:
         description = yield from describe(self._settings.collection_name, deadline)

@@ -5,11 +5,15 @@ Their meaning is documented on the classes that take them.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import SecretStr
 from typing_extensions import TypedDict
+
+# The default of an argument for which None means something.
+NOT_GIVEN: Any = ...
 
 
 class MilvusArguments(TypedDict, total=False):
@@ -49,3 +53,20 @@ class RowRerankArguments(MilvusArguments, total=False):
     search_params: Mapping[str, Any] | None
     timeout: float | None
     top_n: int | None
+
+
+def given_ranker(ranker: Any, *, stacklevel: int = 2) -> Any:
+    """Return the ranker of a retriever, and warn where none was given.
+
+    Args:
+        ranker: What was given; `NOT_GIVEN` counts as None, but for the warning.
+        stacklevel: Whose line the warning shows: 2 is that of the caller of our caller.
+    """
+    if ranker is not NOT_GIVEN:
+        return ranker
+    warnings.warn(
+        "a retriever without a ranker returns results as they were found, not reranked: pass "
+        "ranker=VLLMRanker('http://localhost:8000'), or write ranker=None if that is meant",
+        stacklevel=stacklevel + 1,
+    )
+    return None

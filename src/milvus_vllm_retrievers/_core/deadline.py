@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 _A_YEAR = 365 * 24 * 3600.0  # locks and sockets take no time limit that is much longer
 
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """A moment on the monotonic clock; None is no limit."""
+    """A moment on the monotonic clock; None is no limit.
+
+    Attributes:
+        at: The moment.
+        argument: What the user may raise to have more time, for messages.
+    """
 
     at: float | None = None
+    argument: str = field(default="the call's timeout", compare=False)
 
     @classmethod
     def after(cls, seconds: float | None) -> Deadline:
@@ -20,6 +26,12 @@ class Deadline:
         if seconds is None or seconds > _A_YEAR:
             return NO_DEADLINE
         return cls(time.monotonic() + seconds)
+
+    def or_after(self, seconds: float | None, argument: str) -> Deadline:
+        """Return this moment, or the one `seconds` from now where that comes before."""
+        if seconds is None or self.passes_within(seconds):
+            return self
+        return replace(Deadline.after(seconds), argument=argument)
 
     def remaining(self) -> float | None:
         """Return the seconds left, never below zero."""

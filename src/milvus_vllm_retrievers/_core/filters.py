@@ -136,7 +136,8 @@ def _checked_field(name: Any, asked: Any) -> Any:
     try:
         if asked is None:
             raise ConfigurationError(
-                f"None is no value; leave the field out, or pass expr='{excerpt(name)} is null'"
+                "None is no value; leave the field out, or find rows without one by an expr like "
+                "'color is null'"
             )
         if not isinstance(asked, Mapping):
             return plain(_operator_for(asked), asked)

@@ -135,17 +135,19 @@ def reranked_call(
 
 def rows_call(
     layout: CollectionLayout,
-    keys: Sequence[int | str],
+    expr: str,
+    limit: int,
     options: SearchOptions,
     function: Function,
 ) -> SearchCall:
-    """Build the search that reranks just the rows with these keys.
+    """Build the search that reranks just the rows with certain keys.
 
     The filter and the limit leave exactly these rows, so the query vector does not matter.
 
     Args:
         layout: The collection; it needs a dense field.
-        keys: Primary keys, at most 16,384.
+        expr: What just these rows match: see `has_key_in`.
+        limit: How many rows these are, at most 16,384.
         options: Partitions, consistency level and search parameters.
         function: The rerank Function, bound to one query.
     """
@@ -153,22 +155,21 @@ def rows_call(
     any_vector = [1.0] + [0.0] * ((vector.dim or 1) - 1)
     leg = Leg(vector, [_dense(vector.type, any_vector)])
     arguments = {
-        **_shared(layout.name, options, [layout.primary_key], len(keys)),
+        **_shared(layout.name, options, [layout.primary_key], limit),
         "data": leg.data,
         "anns_field": vector.name,
         "search_params": _params(leg, options) or None,
-        "filter": has_key_in(layout, keys),
+        "filter": expr,
         "ranker": function,
     }
     return SearchCall("search", arguments)
 
 
 def lookup_arguments(
-    layout: CollectionLayout, keys: Sequence[int | str], options: SearchOptions
+    layout: CollectionLayout, expr: str, limit: int, options: SearchOptions
 ) -> dict[str, Any]:
-    """Build the arguments of the `query` that tells which of these keys have a row."""
-    shared = _shared(layout.name, options, [layout.primary_key], len(keys))
-    return {**shared, "filter": has_key_in(layout, keys)}
+    """Build the arguments of the `query` that tells which of the rows are there."""
+    return {**_shared(layout.name, options, [layout.primary_key], limit), "filter": expr}
 
 
 def has_key_in(layout: CollectionLayout, keys: Sequence[int | str]) -> str:

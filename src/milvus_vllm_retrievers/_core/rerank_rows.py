@@ -84,7 +84,8 @@ def _scores_by_key(
     if not asked:
         return {}
     function = reranking.function(query, target)
-    wanted = requests.rows_call(layout, asked, options, function)
+    expr = target.spelled(requests.has_key_in(layout, asked))
+    wanted = requests.rows_call(layout, expr, len(asked), options, function)
     found = search_and_rerank(layout.name, wanted, reranking.ranker, deadline)
     rows = (yield from found)[0]
     scores = target.rows.scores(rows)
@@ -99,7 +100,8 @@ def _check_gone(
 ) -> Flow[None]:
     """Make sure that rows which a search has not returned are gone, not just not found."""
     layout = target.layout
-    arguments = requests.lookup_arguments(layout, keys, options)
+    expr = target.spelled(requests.has_key_in(layout, keys))
+    arguments = requests.lookup_arguments(layout, expr, len(keys), options)
     what = f"query of collection {layout.name!r}"
     rows = yield from call(CallMilvus(what, "query", arguments, deadline))
     if rows:

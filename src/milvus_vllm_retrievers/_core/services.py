@@ -24,8 +24,10 @@ from urllib.request import getproxies, proxy_bypass
 import anyio
 import httpx
 
+from milvus_vllm_retrievers._core.advice import status_advice
 from milvus_vllm_retrievers._core.deadline import NO_DEADLINE, Deadline
 from milvus_vllm_retrievers._core.fork import forget_in_child
+from milvus_vllm_retrievers._core.hits import fits_float32
 from milvus_vllm_retrievers._core.idle import (
     LONGEST_REST,
     IdleClients,
@@ -57,9 +59,7 @@ _RETRIED_ONCE_STATUS = 500
 _LONGEST_WAIT = 8.0
 _LIMITS = httpx.Limits(keepalive_expiry=LONGEST_REST)
 _OK = 200
-_UNAUTHORIZED = (401, 403)
 _NOT_FOUND = 404
-_BAD_REQUEST = 400
 _REDIRECTS = range(300, 400)
 _REDIRECTS_THAT_KEEP_THE_BODY = (307, 308)
 _MOST_REDIRECTS = 3
@@ -183,7 +183,7 @@ def read_scores(answer: Answer, request: RerankRequest) -> list[float]:
             f"documents ({len(wanted - set(scores))} of them without a score): a gateway may "
             "drop or repeat documents"
         )
-    if not all(math.isfinite(score) for score in scores.values()):
+    if not all(map(fits_float32, scores.values())):
         raise RerankResponseError(
             f"{request.url} answered with a score that is not a finite number: the model's "
             "weights or data type do not fit (try --dtype bfloat16 or float32)"
@@ -234,22 +234,12 @@ def _error_text(body: str) -> str:
 
 
 def _hint(answer: Answer, request: RerankRequest) -> str:
-    status = answer.status_code
-    if status in _UNAUTHORIZED:
-        return ". Check the ranker's api_key" + ("" if answer.secrets else " (none is given)")
-    if status == _NOT_FOUND:
-        return (
-            ". Check the ranker's model name and endpoint; vLLM serves /v1/rerank only for "
-            f"embedding and one-label classification models{_if_no_prefix(request)}"
-        )
-    if status == _BAD_REQUEST and request.documents:
-        return (
-            ". If a document is too long, keep truncate_prompt_tokens=-1; one bad document "
-            "fails its whole request"
-        )
-    if status in _REDIRECTS:
+    if answer.status_code in _REDIRECTS:
         return _redirect_hint(answer, request)
-    return ""
+    about_key = "Check the ranker's api_key" + ("" if answer.secrets else " (none is given)")
+    advice = status_advice(answer.status_code, answer.text, about_key)
+    prefix = _if_no_prefix(request) if answer.status_code == _NOT_FOUND else ""
+    return f". {advice}{prefix}" if advice else prefix
 
 
 def _if_no_prefix(request: RerankRequest) -> str:
@@ -297,13 +287,19 @@ def redirected(answer: Answer, request: RerankRequest) -> RerankRequest | None:
 
 
 def transport_error(
-    error: Exception, request: RerankRequest, secrets: Sequence[str] = (), *, own: bool = True
+    error: Exception,
+    request: RerankRequest,
+    limit: Deadline,
+    secrets: Sequence[str] = (),
+    *,
+    own: bool = True,
 ) -> RerankError:
     """Make the error for a request that got no answer.
 
     Args:
         error: What came in place of one.
         request: What was asked.
+        limit: When the answer had to be there.
         secrets: What is to be kept out of the message.
         own: Whether the HTTP client is one of ours.
     """
@@ -311,8 +307,8 @@ def transport_error(
     text = f"{type(error).__name__}: {excerpt(redacted(str(error), secrets))}"
     if isinstance(error, (httpx.TimeoutException, TimeoutError)):
         failed = RerankTimeoutError(
-            f"{request.url} did not answer in time ({type(error).__name__}); raise the ranker's "
-            "timeout, or rerank fewer candidates (fetch_k)"
+            f"{request.url} did not answer in time ({type(error).__name__}); raise "
+            f"{limit.argument}, or rerank fewer candidates (fetch_k)"
         )
     elif isinstance(error, RuntimeError):
         failed = _HopelessError(
@@ -519,7 +515,8 @@ class RerankClient:
             await asyncio.gather(task, return_exceptions=True)
             raise
         if answer is None:
-            raise transport_error(TimeoutError("the answer was not complete in time"), request)
+            late = TimeoutError("the answer was not complete in time")
+            raise transport_error(late, request, limit)
         return answer
 
     async def _asend(self, request: RerankRequest, limit: Deadline) -> Answer:
@@ -560,7 +557,7 @@ class RerankClient:
                     _check_body(body, request, limit)
                 return _answer(response, body, secrets)
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, RuntimeError) as error:
-            failed = transport_error(error, request, secrets, own=own is None)
+            failed = transport_error(error, request, limit, secrets, own=own is None)
         finally:
             if own is None:
                 _close(self._clients.take_back(client))
@@ -579,7 +576,7 @@ class RerankClient:
                     _check_body(body, request, limit)
                 return _answer(response, body, secrets)
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, RuntimeError) as error:
-            failed = transport_error(error, request, secrets, own=own is None)
+            failed = transport_error(error, request, limit, secrets, own=own is None)
         finally:
             if own is None:
                 await _aclose(clients.take_back(client))
@@ -640,10 +637,10 @@ class RerankClient:
 
     def _limit(self, request: RerankRequest, deadline: Deadline) -> Deadline:
         """Return the moment by which one try must be done."""
-        limit = Deadline.after(deadline.within(self._ranker.timeout))
+        limit = deadline.or_after(self._ranker.timeout, "the ranker's timeout")
         if limit.passes_within(0):
             raise RerankTimeoutError(
-                f"{request.url} was not asked: the call's timeout is used up; raise it"
+                f"{request.url} was not asked: {limit.argument} is used up; raise it"
             )
         return limit
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from milvus_vllm_retrievers._core.cool_down import Health
 from milvus_vllm_retrievers._core.deadline import Deadline
+from milvus_vllm_retrievers._core.expressions import for_milvus
 from milvus_vllm_retrievers._core.hits import RerankedBy, RowReader
 from milvus_vllm_retrievers._core.layout import CollectionLayout, TextField, VectorField
 from milvus_vllm_retrievers._core.milvus_calls import call, loaded
@@ -82,6 +83,10 @@ class Target:
                 self.settings.vector_field, self.settings.encoders, embedded=embedded
             )
         return self.searched[embedded]
+
+    def spelled(self, expr: str) -> str:
+        """Return an expression as the server reads it right."""
+        return expr if self.server.is_lite else for_milvus(expr)
 
     def facts(self, served: Sequence[str] | None) -> Facts:
         """Return what the route depends on, given the models that are served."""

@@ -54,10 +54,7 @@ def _encoder(embedding: Any) -> Encoder:
     if not isinstance(embedding, Embeddings):
         return sparse_encoder(embedding)
 
-    def encode(query: Query) -> list[float]:
-        return embedding.embed_query(query.text)
-
     async def aencode(query: Query) -> list[float]:
         return await embedding.aembed_query(query.text)
 
-    return Encoder(encode, aencode)
+    return Encoder(lambda query: embedding.embed_query(query.text), aencode)

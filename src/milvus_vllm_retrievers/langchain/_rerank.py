@@ -3,40 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from langchain_core.callbacks import Callbacks
 from langchain_core.documents import BaseDocumentCompressor, Document
-from pydantic import (
-    ConfigDict,
-    Field,
-    PositiveFloat,
-    PositiveInt,
-    PrivateAttr,
-    SecretStr,
-    model_validator,
-)
-from typing_extensions import Self
+from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, model_validator
+from typing_extensions import Self, Unpack
 
-from milvus_vllm_retrievers._core.adapter import Closing, Reranker, RowReranker, TextReranker
+from milvus_vllm_retrievers._core.adapter import Reranker, RowReranker, TextReranker
 from milvus_vllm_retrievers._core.hits import Ranking
 from milvus_vllm_retrievers._core.milvus import DEFAULT_URI
-from milvus_vllm_retrievers._core.query import OnMissing, Query
+from milvus_vllm_retrievers._core.query import DEFAULT_TIMEOUT, OnMissing, Query
 from milvus_vllm_retrievers.errors import configuration_errors
+from milvus_vllm_retrievers.langchain._arguments import (
+    MilvusVLLMRerankArguments,
+    Number,
+    Ranker,
+    VLLMRerankArguments,
+    WholeNumber,
+    refuse_unknown,
+)
 from milvus_vllm_retrievers.langchain._convert import ranked_copy, to_items
+from milvus_vllm_retrievers.langchain._settings import Settable
 from milvus_vllm_retrievers.ranker import VLLMRanker, ranker_from, server_ranker
 
 
-class _Rerank(Closing, BaseDocumentCompressor):
+class _Rerank(Settable, BaseDocumentCompressor):
     """What both compressors do around the ranking itself."""
 
     model_config = ConfigDict(
         extra="forbid", arbitrary_types_allowed=True, hide_input_in_errors=True
     )
 
-    top_n: PositiveInt | None = None
+    top_n: Annotated[WholeNumber, Field(ge=1)] | None = None
 
     _adapter: Reranker = PrivateAttr()
+
+    def __init__(self, **arguments: Any) -> None:
+        refuse_unknown(type(self), arguments, type(self).model_fields)
+        super().__init__(**arguments)
 
     def compress_documents(
         self,
@@ -64,7 +69,8 @@ class _Rerank(Closing, BaseDocumentCompressor):
 class VLLMRerank(_Rerank):
     """Reranks any Documents straight against vLLM, best first.
 
-    For use in a ContextualCompressionRetriever or by itself. The Documents that were given stay
+    For use in a ContextualCompressionRetriever or by itself. ``top_n`` and ``timeout`` can be set
+    as attributes. The Documents that were given stay
     as they are; copies come back with ``relevance_score`` and ``reranked_by`` in their metadata.
     Equal scores keep the given order.
 
@@ -82,10 +88,19 @@ class VLLMRerank(_Rerank):
         RerankError: Reranking failed and the ranker's `on_error` is not ``"skip"`` (on a call).
     """
 
-    ranker: VLLMRanker | None = None
+    _fixed = frozenset({"ranker", "endpoint", "model"})
+
+    ranker: Ranker | None = None
     endpoint: str | None = None
     model: str | None = None
-    timeout: PositiveFloat | None = None
+    timeout: Annotated[Number, Field(gt=0, allow_inf_nan=False)] | None = None
+
+    _adapter: TextReranker = PrivateAttr()
+
+    def __init__(
+        self, ranker: VLLMRanker | None = None, **arguments: Unpack[VLLMRerankArguments]
+    ) -> None:
+        super().__init__(ranker=ranker, **arguments)
 
     @model_validator(mode="after")
     def _build(self) -> Self:
@@ -93,13 +108,17 @@ class VLLMRerank(_Rerank):
         self._adapter = TextReranker(ranker, self.timeout)
         return self
 
+    def _take_settings(self, checked: Self) -> None:
+        self._adapter._timeout = checked.timeout
 
-@configuration_errors("collection_name")
+
+@configuration_errors("collection_name", "ranker")
 class MilvusVLLMRerank(_Rerank):
     """Has Milvus rerank Documents by primary key: no text travels, vLLM need not be in reach.
 
     The Documents must be rows of the collection: their id, or the primary key in their metadata,
     names the row, and the row's stored text is what is scored. Ties are by primary key.
+    ``top_n`` and ``timeout`` can be set as attributes.
 
     Args:
         collection_name: The collection the documents came from. It needs a dense vector field.
@@ -115,7 +134,7 @@ class MilvusVLLMRerank(_Rerank):
         consistency_level: Such as ``"Strong"``; None is the collection's own.
         search_params: Parameters of the index. An approximate one that does not return every
             row needs some that have it look everywhere, such as ``{"nprobe": nlist}`` for IVF.
-        timeout: Seconds for one call as a whole; None waits without limit.
+        timeout: Seconds for one call as a whole, default 60; None waits without limit.
         top_n: Documents to return; None is all.
         on_missing: Documents without a row ``"raise"`` (default), or are returned last, marked
             by ``rerank_error`` in their metadata: ``"keep"``.
@@ -128,7 +147,7 @@ class MilvusVLLMRerank(_Rerank):
     """
 
     collection_name: str = Field(min_length=1)
-    ranker: VLLMRanker
+    ranker: Ranker
     uri: str = Field(default=DEFAULT_URI, exclude=True, repr=False)
     token: SecretStr = Field(default=SecretStr(""), exclude=True)
     db_name: str = ""
@@ -139,11 +158,41 @@ class MilvusVLLMRerank(_Rerank):
     partition_names: Sequence[str] | None = None
     consistency_level: str | int | None = None
     search_params: Mapping[str, Any] | None = None
-    timeout: float | None = None
+    timeout: Number | None = DEFAULT_TIMEOUT
     on_missing: OnMissing = "raise"
+
+    _fixed = frozenset(
+        {
+            "collection_name",
+            "ranker",
+            "uri",
+            "token",
+            "db_name",
+            "connection_args",
+            "client",
+            "async_client",
+            "text_field",
+            "partition_names",
+            "consistency_level",
+            "search_params",
+            "on_missing",
+        }
+    )
+    _adapter: RowReranker = PrivateAttr()
+
+    def __init__(
+        self,
+        collection_name: str,
+        ranker: VLLMRanker,
+        **arguments: Unpack[MilvusVLLMRerankArguments],
+    ) -> None:
+        super().__init__(collection_name=collection_name, ranker=ranker, **arguments)
 
     @model_validator(mode="after")
     def _build(self) -> Self:
         server_ranker(self.ranker)
         self._adapter = RowReranker.of(self)
         return self
+
+    def _take_settings(self, checked: Self) -> None:
+        self._adapter._options = checked._adapter._options

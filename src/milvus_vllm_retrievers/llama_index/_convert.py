@@ -12,12 +12,7 @@ from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle, QueryT
 from llama_index.core.vector_stores.utils import metadata_dict_to_node
 
 from milvus_vllm_retrievers._core.hits import SCORE_KEYS, Hit, rescored, score_among, stored
-from milvus_vllm_retrievers._core.query import (
-    Encoder,
-    Encoders,
-    Query,
-    sparse_encoder,
-)
+from milvus_vllm_retrievers._core.query import Encoder, Encoders, Query, sparse_encoder
 from milvus_vllm_retrievers.errors import ConfigurationError
 
 
@@ -104,7 +99,9 @@ def _with_hash_of_content(node: BaseNode) -> BaseNode:
 
 @cache
 def _hashing_class(node_class: type[BaseNode]) -> Any:
-    return type(node_class.__name__, (_HashOfContent, node_class), {"__module__": __name__})
+    # Under the node class's own name: by it LlamaIndex's JsonSerializer reads nodes back.
+    named = {"__module__": node_class.__module__}
+    return type(node_class.__name__, (_HashOfContent, node_class), named)
 
 
 def _plain_class(hashing_class: type[Any]) -> Any:
@@ -151,4 +148,4 @@ def _dense_encoder(model: Any) -> Encoder:
     async def aencode(query: Query) -> list[float]:
         return await model.aget_agg_embedding_from_queries(texts(query))
 
-    return Encoder(encode, aencode)
+    return Encoder(encode, aencode, limit=model.num_workers)

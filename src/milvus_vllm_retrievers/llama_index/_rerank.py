@@ -4,28 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import fields, replace
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
 
-from llama_index.core.callbacks import CBEventType, EventPayload
+from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
 from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import ImageNode, MetadataMode, NodeWithScore, QueryBundle
 from llama_index_instrumentation import get_dispatcher
-from pydantic import (
-    ConfigDict,
-    Field,
-    PositiveFloat,
-    PositiveInt,
-    PrivateAttr,
-    SecretStr,
-    model_validator,
-)
-from typing_extensions import Self
+from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, SecretStr
+from typing_extensions import TypedDict, Unpack
 
 from milvus_vllm_retrievers._core.adapter import Closing, Reranker, RowReranker, TextReranker
+from milvus_vllm_retrievers._core.arguments import RowRerankArguments
 from milvus_vllm_retrievers._core.hits import Ranking, score_among
 from milvus_vllm_retrievers._core.milvus import DEFAULT_URI
-from milvus_vllm_retrievers._core.query import Item, OnMissing
+from milvus_vllm_retrievers._core.query import (
+    DEFAULT_TIMEOUT,
+    Item,
+    OnMissing,
+    SearchOptions,
+    check_count,
+)
 from milvus_vllm_retrievers.errors import ConfigurationError, configuration_errors
 from milvus_vllm_retrievers.llama_index._convert import to_query, with_hidden
 from milvus_vllm_retrievers.ranker import VLLMRanker, ranker_from, server_ranker
@@ -33,18 +34,74 @@ from milvus_vllm_retrievers.ranker import VLLMRanker, ranker_from, server_ranker
 dispatcher = get_dispatcher(__name__)
 
 
+def _no_url(ranker: Any) -> Any:
+    if isinstance(ranker, str):
+        raise ConfigurationError("ranker is a text: pass ranker=VLLMRanker(url) in its place")
+    return ranker
+
+
+def _seconds(value: Any) -> float | None:
+    return SearchOptions(timeout=value).timeout
+
+
+Ranker = Annotated[VLLMRanker, BeforeValidator(_no_url)]
+Seconds = Annotated[float | None, BeforeValidator(_seconds)]
+Count = Annotated[int, BeforeValidator(partial(check_count, "top_n"))]
+
+_SETTABLE = ("top_n", "timeout", "keep_retrieval_score", "callback_manager")
+# What is said of an argument that is called otherwise elsewhere.
+_MEANT = {
+    **{
+        each.name: f"give it to the ranker: ranker=VLLMRanker(url, {each.name}=...)"
+        for each in fields(VLLMRanker)
+    },
+    **dict.fromkeys(("k", "top_k", "similarity_top_k"), "it is top_n= here"),
+}
+
+
+class VLLMRerankArguments(TypedDict, total=False):
+    """What `VLLMRerank` takes beside a ranker; documented there."""
+
+    endpoint: str | None
+    model: str | None
+    top_n: int | None
+    metadata_mode: MetadataMode
+    keep_retrieval_score: bool
+    timeout: float | None
+    callback_manager: CallbackManager
+
+
+class MilvusVLLMRerankArguments(RowRerankArguments, total=False):
+    """What `MilvusVLLMRerank` takes beside a collection and a ranker; documented there."""
+
+    on_missing: OnMissing
+    keep_retrieval_score: bool
+    callback_manager: CallbackManager
+
+
 class _Rerank(Closing, BaseNodePostprocessor):
     """What both postprocessors do around the ranking itself: events, texts, copies."""
 
     model_config = ConfigDict(
-        extra="forbid", arbitrary_types_allowed=True, hide_input_in_errors=True
+        extra="forbid",
+        arbitrary_types_allowed=True,
+        hide_input_in_errors=True,
+        validate_assignment=True,
     )
 
-    top_n: PositiveInt | None = None
+    top_n: Count | None = None
     keep_retrieval_score: bool = True
 
     _ranker: VLLMRanker = PrivateAttr()
     _adapter: Reranker = PrivateAttr()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "timeout":
+            self._take_timeout()
+
+    def _take_timeout(self) -> None:
+        raise NotImplementedError
 
     @classmethod
     def class_name(cls) -> str:
@@ -66,6 +123,7 @@ class _Rerank(Closing, BaseNodePostprocessor):
                 reranked.extend(self._ranked(nodes, rankings))
         return reranked
 
+    @dispatcher.span
     async def _apostprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
@@ -109,7 +167,7 @@ class _Rerank(Closing, BaseNodePostprocessor):
             yield NodeWithScore(node=with_hidden(given.node, scores), score=score)
 
 
-@configuration_errors("ranker")
+@configuration_errors("ranker", meant=_MEANT, settable=_SETTABLE)
 class VLLMRerank(_Rerank):
     """Reranks any nodes straight against vLLM, best first.
 
@@ -135,17 +193,28 @@ class VLLMRerank(_Rerank):
         RerankError: Reranking failed and the ranker's `on_error` is not ``"skip"`` (on a call).
     """
 
-    ranker: VLLMRanker | None = None
+    ranker: Ranker | None = None
     endpoint: str | None = None
     model: str | None = None
     metadata_mode: MetadataMode = MetadataMode.NONE
-    timeout: PositiveFloat | None = None
+    timeout: Seconds = None
 
-    @model_validator(mode="after")
-    def _build(self) -> Self:
+    _adapter: TextReranker = PrivateAttr()
+
+    if TYPE_CHECKING:  # pydantic's own takes a ranker by name only
+
+        def __init__(
+            self, ranker: VLLMRanker | None = None, **arguments: Unpack[VLLMRerankArguments]
+        ) -> None: ...
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Make what reranks; setting an attribute later leaves it as it is."""
+        super().model_post_init(context)
         self._ranker = ranker_from(self.ranker, self.endpoint, self.model)
         self._adapter = TextReranker(self._ranker, self.timeout)
-        return self
+
+    def _take_timeout(self) -> None:
+        self._adapter._timeout = self.timeout
 
     def _items(self, nodes: Sequence[NodeWithScore]) -> list[Item]:
         for given in nodes:
@@ -160,7 +229,7 @@ class VLLMRerank(_Rerank):
         return [Item(given.node.get_content(metadata_mode=self.metadata_mode)) for given in nodes]
 
 
-@configuration_errors("collection_name")
+@configuration_errors("collection_name", meant=_MEANT, settable=_SETTABLE)
 class MilvusVLLMRerank(_Rerank):
     """Has Milvus rerank nodes by their primary keys: no text travels, vLLM need not be in reach.
 
@@ -181,7 +250,7 @@ class MilvusVLLMRerank(_Rerank):
         consistency_level: Such as ``"Strong"``; None is the collection's own.
         search_params: Parameters of the index. An approximate one that does not return every
             row needs some that have it look everywhere, such as ``{"nprobe": nlist}`` for IVF.
-        timeout: Seconds for one call as a whole; None waits without limit.
+        timeout: Seconds for one call as a whole, default 60; None waits without limit.
         top_n: Nodes to return; None is all.
         keep_retrieval_score: Whether the score that a node came with is kept in its metadata.
         on_missing: Nodes without a row ``"raise"`` (default), or are returned last, marked by
@@ -195,7 +264,7 @@ class MilvusVLLMRerank(_Rerank):
     """
 
     collection_name: str = Field(min_length=1)
-    ranker: VLLMRanker
+    ranker: Ranker
     uri: str = Field(default=DEFAULT_URI, exclude=True, repr=False)
     token: SecretStr = Field(default=SecretStr(""), exclude=True)
     db_name: str = ""
@@ -206,11 +275,26 @@ class MilvusVLLMRerank(_Rerank):
     partition_names: Sequence[str] | None = None
     consistency_level: str | int | None = None
     search_params: Mapping[str, Any] | None = None
-    timeout: float | None = None
+    timeout: Seconds = DEFAULT_TIMEOUT
     on_missing: OnMissing = "raise"
 
-    @model_validator(mode="after")
-    def _build(self) -> Self:
+    _adapter: RowReranker = PrivateAttr()
+
+    if TYPE_CHECKING:  # pydantic's own takes a collection's name by name only
+
+        def __init__(
+            self,
+            collection_name: str,
+            *,
+            ranker: VLLMRanker,
+            **arguments: Unpack[MilvusVLLMRerankArguments],
+        ) -> None: ...
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Make what reranks; setting an attribute later leaves it as it is."""
+        super().model_post_init(context)
         self._ranker = server_ranker(self.ranker)
         self._adapter = RowReranker.of(self)
-        return self
+
+    def _take_timeout(self) -> None:
+        self._adapter._options = replace(self._adapter._options, timeout=self.timeout)

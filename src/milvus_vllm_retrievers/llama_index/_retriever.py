@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import fields, replace
 from functools import partial
-from inspect import signature
-from typing import Any
+from typing import Any, TypeVar
 
 from llama_index.core import Settings
 from llama_index.core.base.base_retriever import BaseRetriever
@@ -19,20 +19,93 @@ from llama_index.core.instrumentation.events.retrieval import (
 from llama_index.core.schema import NodeWithScore, QueryBundle, QueryType
 from llama_index.core.vector_stores.types import MetadataFilters
 from llama_index_instrumentation import get_dispatcher
-from typing_extensions import Self
+from llama_index_instrumentation.dispatcher import DISPATCHER_SPAN_DECORATED_ATTR
+from pydantic import SecretStr
+from typing_extensions import Never, Self, Unpack
 
 from milvus_vllm_retrievers._core.adapter import Closing, MilvusVLLMAdapter
+from milvus_vllm_retrievers._core.arguments import NOT_GIVEN, RetrieverArguments, given_ranker
 from milvus_vllm_retrievers._core.milvus import DEFAULT_URI, ConnectionSettings, MilvusConnection
-from milvus_vllm_retrievers._core.query import SearchOptions, check_count
+from milvus_vllm_retrievers._core.query import SearchOptions, Where, check_count
 from milvus_vllm_retrievers._core.stores import llama_index_arguments
 from milvus_vllm_retrievers._core.target import TargetSettings
-from milvus_vllm_retrievers.errors import ConfigurationError, refuse_unknown
+from milvus_vllm_retrievers.errors import ConfigurationError, refuse_setting, refuse_unknown
 from milvus_vllm_retrievers.explain import Explanation, aexplain, explain
 from milvus_vllm_retrievers.llama_index._convert import to_bundle, to_encoders, to_node, to_query
-from milvus_vllm_retrievers.llama_index._filters import to_expr
+from milvus_vllm_retrievers.llama_index._filters import checked_filters, to_expr
 from milvus_vllm_retrievers.ranker import VLLMRanker
 
 dispatcher = get_dispatcher(__name__)
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+class LlamaIndexRetrieverArguments(RetrieverArguments, total=False):
+    """What `MilvusVLLMRetriever` takes beside a collection and a ranker; documented there."""
+
+    embed_model: BaseEmbedding | Mapping[str, BaseEmbedding] | None
+    similarity_top_k: int
+    filters: MetadataFilters | None
+    callback_manager: CallbackManager | None
+    object_map: dict[str, Any] | None
+    verbose: bool
+
+
+_KNOWN = ["collection_name", "ranker", *sorted(LlamaIndexRetrieverArguments.__optional_keys__)]
+# What is said of an argument that is called otherwise elsewhere.
+_MEANT = {
+    **{
+        each.name: f"give it to the ranker: VLLMRanker(url, {each.name}=...)"
+        for each in fields(VLLMRanker)
+    },
+    **dict.fromkeys(("k", "top_k", "top_n", "num_results"), "it is similarity_top_k= here"),
+    **dict.fromkeys(
+        ("filter", "vector_store_kwargs"),
+        "pass filters=MetadataFilters(...), or a Milvus expression as expr=",
+    ),
+    **dict.fromkeys(("embedding", "embeddings", "embed"), "it is embed_model= here"),
+}
+_SEARCH = (
+    *("fetch_k", "expr", "expr_params", "partition_names", "consistency_level"),
+    *("search_params", "score_threshold", "timeout"),
+)
+# What is said of every search, and what the core calls it.
+_OPTIONS = {"similarity_top_k": "k", **dict(zip(_SEARCH, _SEARCH, strict=True))}
+_SETTABLE = (
+    *("similarity_top_k", "fetch_k", "filters", "expr", "expr_params", "score_threshold"),
+    *("timeout", "callback_manager", "object_map"),
+)
+# What is said of arguments of one call: LlamaIndex's retrievers take none.
+_ASKED_OF_A_CALL = {
+    **_MEANT,
+    **dict.fromkeys(("k", "top_k", "top_n"), "set retriever.similarity_top_k = ..."),
+    **{name: f"set retriever.{name} = ..." for name in _SETTABLE},
+    "filter": "use retriever.within(filters=MetadataFilters(...)), or set retriever.filters",
+    "filters": "use retriever.within(filters=...), or set retriever.filters",
+    "expr": "use retriever.within(expr=...), or set retriever.expr",
+}
+
+
+def _option(name: str) -> Any:
+    """Make an attribute that is an option of every search; what is set is checked, and counts."""
+
+    def get(retriever: MilvusVLLMRetriever) -> Any:
+        return getattr(retriever._options, _OPTIONS[name])
+
+    def set_(retriever: MilvusVLLMRetriever, value: Any) -> None:
+        retriever._use(retriever._options, {name: value})
+
+    return property(get, set_)
+
+
+def _span(method: _Method) -> _Method:
+    """Give a method a span of its own in LlamaIndex's traces, and keep its type."""
+    return dispatcher.span(method)  # type: ignore[return-value]
+
+
+def _no_span(method: _Method) -> _Method:
+    """Have LlamaIndex give a method no span beside that of its own method, which it calls."""
+    setattr(method, DISPATCHER_SPAN_DECORATED_ATTR, True)
+    return method
 
 
 class MilvusVLLMRetriever(Closing, BaseRetriever):
@@ -50,8 +123,8 @@ class MilvusVLLMRetriever(Closing, BaseRetriever):
 
     Args:
         collection_name: The Milvus collection.
-        ranker: How candidates are reranked. None leaves the retrieval order; several vector
-            fields are then fused by RRF.
+        ranker: How candidates are reranked. None, written out, leaves the retrieval order;
+            several vector fields are then fused by RRF.
         uri: Milvus's address, or the path of a Milvus Lite file. Default
             ``http://localhost:19530``.
         token: ``user:password`` or an api key of Milvus.
@@ -71,18 +144,23 @@ class MilvusVLLMRetriever(Closing, BaseRetriever):
         similarity_top_k: Nodes to return. Default 2.
         fetch_k: Candidates per vector field that are reranked. Default: 50, or
             `similarity_top_k` if larger.
-        filters: LlamaIndex MetadataFilters that every node must match.
+        filters: LlamaIndex MetadataFilters that every node must match. Values from users belong
+            here, where each is quoted, and never into an `expr`. What a user may see at all is
+            for `within`.
         expr: Milvus boolean expression that every node must match, beside `filters`.
         expr_params: Values of the expression's templates (not on Milvus Lite).
         partition_names: Partitions to search; None is all.
         consistency_level: Such as ``"Strong"``; None is the collection's own.
         search_params: Parameters of the index, common or by vector field.
-        score_threshold: Least relevance score of a returned node.
-        timeout: Seconds for one call as a whole; None waits without limit.
+        score_threshold: Least relevance score of a returned node; needs a ranker.
+        timeout: Seconds for one query as a whole, default 60; None waits without limit.
         callback_manager: LlamaIndex's callbacks.
         object_map: Objects by index id, for IndexNodes.
         verbose: Whether LlamaIndex prints what it enters.
-        **unknown: Refused, with the nearest known name.
+
+    `similarity_top_k`, `fetch_k`, `filters`, `expr`, `expr_params`, `score_threshold` and `timeout`
+    can be set later as well, for the calls that follow, as can LlamaIndex's own `callback_manager`
+    and `object_map`.
 
     Raises:
         ConfigurationError: An argument is unknown or out of range, or (on the first call) does
@@ -91,82 +169,64 @@ class MilvusVLLMRetriever(Closing, BaseRetriever):
         RerankError: Reranking failed and the ranker's `on_error` does not cover it (on a call).
     """
 
+    similarity_top_k: int = _option("similarity_top_k")
+    fetch_k: int | None = _option("fetch_k")
+    expr: str | None = _option("expr")
+    expr_params: Mapping[str, Any] | None = _option("expr_params")
+    score_threshold: float | None = _option("score_threshold")
+    timeout: float | None = _option("timeout")
+
     _adapter: MilvusVLLMAdapter
+    _options: SearchOptions
+    _filters: MetadataFilters | None
 
     def __init__(
         self,
         collection_name: str,
-        ranker: VLLMRanker | None = None,
-        *,
-        uri: str = DEFAULT_URI,
-        token: str = "",
-        db_name: str = "",
-        connection_args: Mapping[str, Any] | None = None,
-        client: Any = None,
-        async_client: Any = None,
-        embed_model: BaseEmbedding | Mapping[str, BaseEmbedding] | None = None,
-        sparse_embedding: Any = None,
-        vector_field: str | Sequence[str] | None = None,
-        text_field: str | None = None,
-        output_fields: Sequence[str] | None = None,
-        similarity_top_k: int = 2,
-        fetch_k: int | None = None,
-        filters: MetadataFilters | None = None,
-        expr: str | None = None,
-        expr_params: Mapping[str, Any] | None = None,
-        partition_names: Sequence[str] | None = None,
-        consistency_level: str | int | None = None,
-        search_params: Mapping[str, Any] | None = None,
-        score_threshold: float | None = None,
-        timeout: float | None = 60.0,
-        callback_manager: CallbackManager | None = None,
-        object_map: dict[str, Any] | None = None,
-        verbose: bool = False,
-        **unknown: Any,
+        ranker: VLLMRanker | None = NOT_GIVEN,
+        **arguments: Unpack[LlamaIndexRetrieverArguments],
     ) -> None:
-        refuse_unknown(type(self).__name__, unknown, signature(type(self)).parameters)
-        check_count("similarity_top_k", similarity_top_k)
-        if filters is not None and not isinstance(filters, MetadataFilters):
-            raise ConfigurationError(
-                f"filters must be MetadataFilters, not {type(filters).__name__}; a Milvus "
-                "expression goes into expr="
-            )
-        self._options = SearchOptions(
-            k=similarity_top_k,
-            fetch_k=fetch_k,
-            expr=expr,
-            wheres=() if filters is None else (partial(to_expr, filters),),
-            expr_params=expr_params,
-            partition_names=partition_names,
-            consistency_level=consistency_level,
-            search_params=search_params,
-            score_threshold=score_threshold,
-            timeout=timeout,
-        )
-        self._adapter = MilvusVLLMAdapter(
+        refuse_unknown(type(self).__name__, arguments, _KNOWN, _MEANT)
+        self._ranked = (ranker := given_ranker(ranker)) is not None
+        options = {name: value for name, value in arguments.items() if name in _OPTIONS}
+        self._use(SearchOptions(), {"similarity_top_k": 2, **options})
+        self.filters = arguments.get("filters")
+        token = arguments.get("token", "")
+        adapter = MilvusVLLMAdapter(
             MilvusConnection(
-                ConnectionSettings(uri, token, db_name, connection_args or {}),
-                client=client,
-                async_client=async_client,
+                ConnectionSettings(
+                    arguments.get("uri", DEFAULT_URI),
+                    token.get_secret_value() if isinstance(token, SecretStr) else token,
+                    arguments.get("db_name", ""),
+                    arguments.get("connection_args") or {},
+                ),
+                client=arguments.get("client"),
+                async_client=arguments.get("async_client"),
             ),
             TargetSettings(
                 collection_name=collection_name,
-                text_field=text_field,
-                vector_field=vector_field,
-                output_fields=output_fields,
-                encoders=to_encoders(embed_model, sparse_embedding),
+                text_field=arguments.get("text_field"),
+                vector_field=arguments.get("vector_field"),
+                output_fields=arguments.get("output_fields"),
+                encoders=to_encoders(
+                    arguments.get("embed_model"), arguments.get("sparse_embedding")
+                ),
             ),
             ranker,
         )
         super().__init__(
-            callback_manager=callback_manager or Settings.callback_manager,
-            object_map=object_map,
-            verbose=verbose,
+            callback_manager=arguments.get("callback_manager") or Settings.callback_manager,
+            object_map=arguments.get("object_map"),
+            verbose=arguments.get("verbose", False),
         )
+        self._adapter = adapter
 
     @classmethod
     def from_vector_store(
-        cls, store: Any, ranker: VLLMRanker | None = None, **arguments: Any
+        cls,
+        store: Any,
+        ranker: VLLMRanker | None = NOT_GIVEN,
+        **arguments: Unpack[LlamaIndexRetrieverArguments],
     ) -> Self:
         """Make a retriever over the collection of a MilvusVectorStore.
 
@@ -175,34 +235,157 @@ class MilvusVLLMRetriever(Closing, BaseRetriever):
 
         Args:
             store: The store; its blocking client is borrowed and stays open.
-            ranker: How candidates are reranked.
+            ranker: How candidates are reranked; None, written out, leaves the retrieval order.
             **arguments: Further arguments of the retriever; they win over the store's.
 
         Raises:
             ConfigurationError: It is not such a store, or an argument is wrong.
         """
+        ranker = given_ranker(ranker)
         return cls(**{**llama_index_arguments(store), "ranker": ranker, **arguments})
 
     @classmethod
-    def from_index(cls, index: Any, ranker: VLLMRanker | None = None, **arguments: Any) -> Self:
+    def from_index(
+        cls,
+        index: Any,
+        ranker: VLLMRanker | None = NOT_GIVEN,
+        **arguments: Unpack[LlamaIndexRetrieverArguments],
+    ) -> Self:
         """Make a retriever over a VectorStoreIndex whose store is a MilvusVectorStore.
 
         Args:
             index: The index; its embedding model is used.
-            ranker: How candidates are reranked.
+            ranker: How candidates are reranked; None, written out, leaves the retrieval order.
             **arguments: Further arguments of the retriever; they win over the store's.
 
         Raises:
             ConfigurationError: The index's store is another, or an argument is wrong.
         """
-        embed_model = getattr(index, "_embed_model", None)
-        arguments = {"embed_model": embed_model, **arguments}
+        ranker = given_ranker(ranker)
+        arguments = {"embed_model": getattr(index, "_embed_model", None), **arguments}
         return cls.from_vector_store(getattr(index, "vector_store", None), ranker, **arguments)
 
     @classmethod
     def class_name(cls) -> str:
         """Return the class's name, as LlamaIndex's components do."""
         return "MilvusVLLMRetriever"
+
+    @property
+    def filters(self) -> MetadataFilters | None:
+        """The MetadataFilters that every node must match."""
+        return self._filters
+
+    @filters.setter
+    def filters(self, filters: MetadataFilters | None) -> None:
+        self._filters = None if filters is None else checked_filters(filters)
+        self._options = replace(self._options, wheres=_wheres(self._filters))
+
+    def within(
+        self,
+        *,
+        filters: MetadataFilters | None = None,
+        expr: str | None = None,
+        partition_names: Sequence[str] | None = None,
+        instruction: str | None = None,
+    ) -> Self:
+        """Make a retriever that finds only a part of what this one finds, whatever it is asked.
+
+        It shares this one's connections and costs next to nothing: make one for every request,
+        such as with the filter of the user who asks. What it is confined to, this retriever's
+        own filters included, no attribute, call or tool argument widens, and changing this one
+        or the filters given here does not either. Its own `filters` and `expr` narrow further,
+        as does `within` on it. Closing it closes nothing; close this one.
+
+        Objects of `object_map` are not confined: an IndexNode leads to them as before.
+
+        Args:
+            filters: MetadataFilters that every node must match; each value is quoted.
+            expr: Milvus boolean expression that every node must match. Never paste a user's
+                value into it: that is what `filters` is for.
+            partition_names: The only partitions to search.
+            instruction: What the rerank model is told of the task.
+
+        Raises:
+            ConfigurationError: There is nothing to narrow by, or a value is wrong.
+        """
+        narrowing = None if filters is None else checked_filters(filters)
+        # What `self.filters` hands out can be changed, so it takes a copy of it too.
+        own = None if self._filters is None else checked_filters(self._filters)
+        options = replace(self._options, wheres=_wheres(own)).within(
+            expr=expr,
+            where=next(iter(_wheres(narrowing)), None),
+            partition_names=partition_names,
+            instruction=instruction,
+        )
+        narrowed = object.__new__(type(self))
+        vars(narrowed).update(vars(self), _options=options, _filters=None)
+        return narrowed
+
+    def refresh(self) -> None:
+        """Look at the collection again now: for fields that were added, or an alias that moved.
+
+        A retriever in use sees a change by itself within a minute.
+        """
+        self._adapter.refresh(self._options.timeout)
+
+    async def arefresh(self) -> None:
+        """Look at the collection again now; the async twin of `refresh`."""
+        await self._adapter.arefresh(self._options.timeout)
+
+    def close(self) -> None:
+        """Close the blocking connections that were made here; borrowed clients stay open."""
+        if self._options.scope is None:  # else they are those of the retriever it was made of
+            super().close()
+
+    async def aclose(self) -> None:
+        """Close this event loop's connections and the blocking ones that were made here.
+
+        Async calls under way finish, and the last of them closes what they use.
+        """
+        if self._options.scope is None:
+            await super().aclose()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        own = name.startswith("_") or name in vars(self) or hasattr(type(self), name)
+        # LlamaIndex sets its own while the retriever is made.
+        if not own and "_adapter" in vars(self):
+            refuse_setting(type(self).__name__, name, _KNOWN, _SETTABLE)
+        super().__setattr__(name, value)
+
+    def _use(self, options: SearchOptions, changed: Mapping[str, Any]) -> None:
+        """Search with these options from now on, some of them changed.
+
+        Raises:
+            ConfigurationError: One is out of range.
+        """
+        if "similarity_top_k" in changed:  # by the name it has here
+            check_count("similarity_top_k", changed["similarity_top_k"])
+        if changed.get("score_threshold") is not None and not self._ranked:
+            raise ConfigurationError(
+                "score_threshold is held against the rerank model's scores: pass "
+                "ranker=VLLMRanker(...) too, or leave it out"
+            )
+        renamed = {_OPTIONS[name]: value for name, value in changed.items()}
+        self._options = replace(options, **renamed)
+
+    @_no_span
+    def retrieve(self, str_or_query_bundle: QueryType, **unknown: Never) -> list[NodeWithScore]:
+        """Retrieve the nodes of a query, best first.
+
+        Args:
+            str_or_query_bundle: A query text or a QueryBundle.
+            **unknown: Refused: what is asked of a query is set on the retriever.
+        """
+        refuse_unknown("retrieve", unknown, (), _ASKED_OF_A_CALL)
+        return super().retrieve(str_or_query_bundle)
+
+    @_no_span
+    async def aretrieve(
+        self, str_or_query_bundle: QueryType, **unknown: Never
+    ) -> list[NodeWithScore]:
+        """Retrieve the nodes of a query, best first; the async twin of `retrieve`."""
+        refuse_unknown("aretrieve", unknown, (), _ASKED_OF_A_CALL)
+        return await super().aretrieve(str_or_query_bundle)
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         hits = self._adapter.retrieve(to_query(query_bundle), self._options)
@@ -212,51 +395,78 @@ class MilvusVLLMRetriever(Closing, BaseRetriever):
         hits = await self._adapter.aretrieve(to_query(query_bundle), self._options)
         return [to_node(hit) for hit in hits]
 
-    def retrieve_many(self, queries: Sequence[QueryType]) -> list[list[NodeWithScore]]:
+    @_span
+    def retrieve_many(
+        self,
+        queries: Sequence[QueryType],
+        *,
+        num_workers: int | None = None,
+        **unknown: Never,
+    ) -> list[list[NodeWithScore]]:
         """Retrieve for several queries, with as few requests as serve them best.
 
-        The queries go to Milvus together: in one search, or, where Milvus reranks them one after
-        another, in up to the ranker's `max_concurrency` searches at once. Rerank requests of this
-        process are as many in flight. Each query has its own events, all in one trace.
+        Each query has its own timeout and its own events, all in one span and one trace. Where
+        some fail, the others are finished and told to event handlers all the same, and the first
+        failure is raised.
 
         Args:
             queries: Query texts or QueryBundles.
+            num_workers: How many queries are worked on at once: embedded, searched for, reranked.
+                Queries are embedded no more at once than the embedding model's own `num_workers`.
+                Default: as the ranker's `max_concurrency` says.
+            **unknown: Refused: what is asked of every query is set on the retriever.
 
         Returns:
             The nodes of each query, in the queries' order.
         """
         bundles = [to_bundle(query) for query in queries]
-        with self._retrievals(bundles) as answers:
-            found = self._adapter.retrieve_many([to_query(b) for b in bundles], self._options)
-            for outcome in found:
-                if isinstance(outcome, Exception):
-                    raise outcome
+        with self._retrievals(bundles, num_workers, unknown) as answers:
+            asked = [to_query(bundle) for bundle in bundles]
+            found = self._adapter.retrieve_many(asked, self._options, num_workers)
             for bundle, hits in zip(bundles, found, strict=True):
+                if isinstance(hits, Exception):
+                    answers.append(hits)
+                    continue
                 nodes = [to_node(hit) for hit in hits]
                 answers.append(self._handle_recursive_retrieval(bundle, nodes))
         return answers
 
-    async def aretrieve_many(self, queries: Sequence[QueryType]) -> list[list[NodeWithScore]]:
+    @_span
+    async def aretrieve_many(
+        self,
+        queries: Sequence[QueryType],
+        *,
+        num_workers: int | None = None,
+        **unknown: Never,
+    ) -> list[list[NodeWithScore]]:
         """Retrieve for several queries; the async twin of `retrieve_many`."""
         bundles = [to_bundle(query) for query in queries]
-        with self._retrievals(bundles) as answers:
+        with self._retrievals(bundles, num_workers, unknown) as answers:
             asked = [to_query(bundle) for bundle in bundles]
-            found = await self._adapter.aretrieve_many(asked, self._options)
-            for outcome in found:
-                if isinstance(outcome, Exception):
-                    raise outcome
+            found = await self._adapter.aretrieve_many(asked, self._options, num_workers)
             for bundle, hits in zip(bundles, found, strict=True):
+                if isinstance(hits, Exception):
+                    answers.append(hits)
+                    continue
                 nodes = [to_node(hit) for hit in hits]
                 answers.append(await self._ahandle_recursive_retrieval(bundle, nodes))
         return answers
 
     @contextmanager
-    def _retrievals(self, bundles: Sequence[QueryBundle]) -> Iterator[list[list[NodeWithScore]]]:
-        """Emit LlamaIndex's events of each query around the block, which fills in the nodes."""
+    def _retrievals(
+        self, bundles: Sequence[QueryBundle], num_workers: int | None, unknown: Collection[str]
+    ) -> Iterator[list[Any]]:
+        """Emit LlamaIndex's events of each query around the block, which fills in the answers.
+
+        An answer is a query's nodes, or the exception that it met; the first of these is raised.
+        """
+        refuse_unknown("retrieve_many", unknown, ["num_workers"], _ASKED_OF_A_CALL)
+        if num_workers is not None:
+            check_count("num_workers", num_workers)
         self._check_callback_manager()
         for bundle in bundles:
             dispatcher.event(RetrievalStartEvent(str_or_query_bundle=bundle))
-        answers: list[list[NodeWithScore]] = []
+        answers: list[Any] = []
         with ExitStack() as stack:
             stack.enter_context(self.callback_manager.as_trace("query"))
             events = [
@@ -268,10 +478,15 @@ class MilvusVLLMRetriever(Closing, BaseRetriever):
                 for bundle in bundles
             ]
             yield answers
-            for event, nodes in zip(events, answers, strict=True):
-                event.on_end(payload={EventPayload.NODES: nodes})
-        for bundle, nodes in zip(bundles, answers, strict=True):
-            dispatcher.event(RetrievalEndEvent(str_or_query_bundle=bundle, nodes=nodes))
+            for event, answer in zip(events, answers, strict=True):
+                failed = isinstance(answer, Exception)
+                what = EventPayload.EXCEPTION if failed else EventPayload.NODES
+                event.on_end(payload={what: answer})
+        for bundle, answer in zip(bundles, answers, strict=True):
+            if not isinstance(answer, Exception):
+                dispatcher.event(RetrievalEndEvent(str_or_query_bundle=bundle, nodes=answer))
+        if failures := [answer for answer in answers if isinstance(answer, Exception)]:
+            raise failures[0]
 
     def explain(self, query: QueryType) -> Explanation:
         """Show what reranking does to a query: each result's place before and after."""
@@ -280,3 +495,7 @@ class MilvusVLLMRetriever(Closing, BaseRetriever):
     async def aexplain(self, query: QueryType) -> Explanation:
         """Show what reranking does to a query; the async twin of `explain`."""
         return await aexplain(self._adapter, to_query(query), self._options)
+
+
+def _wheres(filters: MetadataFilters | None) -> tuple[Where, ...]:
+    return () if filters is None else (partial(to_expr, filters),)

@@ -1,0 +1,49 @@
+"""Attributes that can be set: checked, and without a change of connections."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import BaseModel
+from typing_extensions import Self
+
+from milvus_vllm_retrievers._core.adapter import Closing
+from milvus_vllm_retrievers.errors import ConfigurationError
+from milvus_vllm_retrievers.langchain._arguments import refuse_unknown
+
+
+class Settable(Closing, BaseModel):
+    """Gives a pydantic model attributes that are checked when they are set, or refused.
+
+    The class says in `_fixed` which of its fields are decided when it is made, and takes in
+    `_take_settings` what a checked copy has made of the others.
+    """
+
+    _fixed: ClassVar[frozenset[str]] = frozenset()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name.startswith("_"):
+            super().__setattr__(name, value)
+            return
+        cls = type(self)
+        refuse_unknown(cls, [name], cls.model_fields)
+        if name in cls._fixed:
+            raise ConfigurationError(
+                f"{cls.__name__}: {name!r} cannot be changed: make a new one, or a copy with "
+                f"another {name!r}: model_copy(update={{{name!r}: ...}})"
+            )
+        checked = self.model_copy(update={name: value})
+        super().__setattr__(name, getattr(checked, name))
+        self._take_settings(checked)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:  # noqa: ARG002
+        """Make another one, with some arguments changed and checked."""
+        arguments = {name: getattr(self, name) for name in type(self).model_fields}
+        return type(self)(**{**arguments, **(update or {})})
+
+    def __copy__(self) -> Self:
+        return self.model_copy()
+
+    def _take_settings(self, checked: Self) -> None:
+        """Take from a copy what it has made of its settings."""
