@@ -204,7 +204,7 @@ def test_what_needs_milvus_is_refused_in_its_own_name_and_told_the_way_out() -> 
     with pytest.raises(ConfigurationError, match=r"MilvusVLLMRerank needs Milvus 2\.6 or later"):
         provider_of(ranker("auto", {}), facts("2.5.14"), "MilvusVLLMRerank")
     with pytest.raises(
-        ConfigurationError, match="MilvusVLLMRerank cannot be used: .*or VLLMRerank"
+        ConfigurationError, match=r"MilvusVLLMRerank cannot be used: .*or VLLMRerank"
     ):
         provider_of(ranker("auto", {"api_key": "sk-key"}), facts("2.6.4"), "MilvusVLLMRerank")
 
