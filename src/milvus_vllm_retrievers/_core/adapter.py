@@ -28,7 +28,7 @@ from milvus_vllm_retrievers._core.target import (
     TargetSettings,
     describe,
     find_target,
-    telling,
+    fingerprint,
 )
 from milvus_vllm_retrievers.errors import (
     ConfigurationError,
@@ -330,7 +330,7 @@ class MilvusVLLMAdapter:
             description = yield from describe(self._settings.collection_name, deadline)
         except SearchError:
             return target  # the search that follows tells what is the matter
-        if telling(description) == target.described_as:
+        if fingerprint(description) == target.fingerprint:
             return target
         self._target = None
         logger.info("collection %r has changed: reading it anew", self._settings.collection_name)

@@ -59,7 +59,6 @@ _RETRIED_ONCE_STATUS = 500
 _LONGEST_WAIT = 8.0
 _LIMITS = httpx.Limits(keepalive_expiry=LONGEST_REST)
 _OK = 200
-_NOT_FOUND = 404
 _REDIRECTS = range(300, 400)
 _REDIRECTS_THAT_KEEP_THE_BODY = (307, 308)
 _MOST_REDIRECTS = 3
@@ -69,10 +68,6 @@ _NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "record layer failure
 _LASTING = ("CERTIFICATE_VERIFY_FAILED", *_NO_TLS)
 
 T = TypeVar("T")
-
-
-class _HopelessError(RerankConnectionError):
-    """No connection, and another try would bring none either."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,17 +244,11 @@ def _hint(answer: Answer, request: RerankRequest) -> str:
         return _redirect_hint(answer, request)
     about_key = "Check the ranker's api_key" + ("" if answer.secrets else " (none is given)")
     advice = status_advice(answer.status_code, answer.text, about_key)
-    prefix = _if_no_prefix(request) if answer.status_code == _NOT_FOUND else ""
-    return f". {advice}{prefix}" if advice else prefix
-
-
-def _if_no_prefix(request: RerankRequest) -> str:
     path = urlsplit(request.endpoint).path
-    base = request.endpoint.removesuffix(path)
-    return path and (
-        f". endpoint= is the base URL, to which {request.path} is added: unless {path!r} is a "
-        f"gateway's prefix, pass endpoint={base!r}"
-    )
+    if path and "base URL" in advice:
+        base = request.endpoint.removesuffix(path)
+        advice += f". Unless {path!r} is a gateway's prefix, pass endpoint={base!r}"
+    return f". {advice}" if advice else ""
 
 
 def _redirect_hint(answer: Answer, request: RerankRequest) -> str:
@@ -322,15 +311,17 @@ def transport_error(
             f"{limit.argument}, or rerank fewer candidates (fetch_k)"
         )
     elif isinstance(error, RuntimeError):
-        failed = _HopelessError(
+        failed = RerankConnectionError(
             f"{request.url} was not asked ({text}): is the http_client that was passed in closed, "
-            "or of another event loop?"
+            "or of another event loop?",
+            may_pass=False,
         )
     else:
-        lasting = any(word in str(error) for word in _LASTING)
-        kind = _HopelessError if lasting else RerankConnectionError
         advice = _advice(error, request, own=own)
-        failed = kind(f"{request.url} could not be reached or broke off ({text}); {advice}")
+        failed = RerankConnectionError(
+            f"{request.url} could not be reached or broke off ({text}); {advice}",
+            may_pass=not any(word in str(error) for word in _LASTING),
+        )
     return caused(failed, error, lambda each: redacted(each, secrets))
 
 
@@ -387,9 +378,10 @@ def environment_error(error: Exception) -> RerankError:
             f"{_variable('no_proxy')} has an entry that httpx cannot read: write a host, such as "
             "::1 (without brackets) or .example.com"
         )
-    failed = _HopelessError(
+    failed = RerankConnectionError(
         f"no HTTP client can be made, since {problem}. Or pass an http_client (and "
-        "async_http_client) of your own to the ranker"
+        "async_http_client) of your own to the ranker",
+        may_pass=False,
     )
     if isinstance(error, (OSError, ImportError)):  # others may quote a proxy's password
         failed.__cause__ = error
@@ -432,8 +424,8 @@ def _may_be_gone(error: Exception, attempt: int) -> bool:
         if error.status_code == _RETRIED_ONCE_STATUS:
             return attempt == 1
         return error.status_code in _RETRIED_STATUSES
-    lasting = isinstance(error, (RerankTimeoutError, _HopelessError))
-    return isinstance(error, RerankConnectionError) and not lasting
+    is_late = isinstance(error, RerankTimeoutError)
+    return isinstance(error, RerankConnectionError) and error.may_pass and not is_late
 
 
 def _backoff(attempt: int) -> float:
