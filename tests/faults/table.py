@@ -272,10 +272,17 @@ ROWS: tuple[Row, ...] = (
         client=failure_from_here(RerankStatusError, "Bad Gateway", 502),
     ),
     Row(
-        "answers with a redirect",
-        Answers(Reply(307, b"", {"location": "/elsewhere"})),
+        "answers with a redirect to another host",
+        Answers(Reply(307, b"", {"location": "http://gpu.example/v1/rerank"})),
         server=None,
-        client=failure_from_here(RerankStatusError, "set that endpoint", 307),
+        client=failure_from_here(RerankStatusError, "pass endpoint='http://gpu.example'", 307),
+        milvus_itself="Milvus follows redirects; what comes of it depends on where they lead",
+    ),
+    Row(
+        "answers with redirects that never end",
+        Answers(Reply(307, b"", {"location": "/v1/rerank"})),
+        server=None,
+        client=failure_from_here(RerankStatusError, "after 3 redirects already", 307),
         milvus_itself="Milvus follows redirects; what comes of it depends on where they lead",
     ),
     Row(

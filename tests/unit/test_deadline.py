@@ -43,3 +43,17 @@ def test_a_pause_that_uses_up_the_time_is_too_long(
     clock: list[float], pause: float, passes: bool
 ) -> None:
     assert Deadline.after(10).passes_within(pause) is passes
+
+
+def test_a_share_leaves_the_rest_of_the_time_to_what_follows(clock: list[float]) -> None:
+    deadline = Deadline.after(10)
+    clock[0] = 104.0
+
+    assert deadline.share(0.5).remaining() == 3
+    assert deadline.remaining() == 6
+    assert Deadline().share(0.5).remaining() is None
+
+
+@pytest.mark.parametrize("seconds", [1e12, 1e300])
+def test_more_time_than_locks_and_sockets_take_is_no_limit(seconds: float) -> None:
+    assert Deadline.after(seconds).remaining() is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from milvus_vllm_retrievers import ConfigurationError
 from milvus_vllm_retrievers._core.query import Query, SearchOptions, sparse_encoder
 
-QUERIES = [Query("one"), Query("three")]
+QUERY = Query("three")
 
 
 @pytest.mark.parametrize("text", ["", " \n", None, ["a"]])
@@ -67,13 +68,13 @@ class EncodesManyAsync(EncodesMany):
 async def test_a_sparse_encoder_is_a_callable_or_has_a_known_method(source: Any) -> None:
     encoder = sparse_encoder(source)
 
-    assert encoder.encode(QUERIES) == [{3: 1.0}, {5: 1.0}]
-    assert await encoder.aencode(QUERIES) == [{3: 1.0}, {5: 1.0}]
+    assert encoder.encode(QUERY) == {5: 1.0}
+    assert await encoder.aencode(QUERY) == {5: 1.0}
 
 
 @pytest.mark.parametrize("source", [EmbedsOneAsync(), EncodesManyAsync()])
 async def test_the_async_twin_of_a_sparse_encoder_serves_async_calls(source: Any) -> None:
-    assert await sparse_encoder(source).aencode(QUERIES) == [{3: 1.0}, {5: 1.0}]
+    assert await sparse_encoder(source).aencode(QUERY) == {5: 1.0}
 
 
 def test_what_cannot_encode_is_refused() -> None:
@@ -103,7 +104,6 @@ def test_the_pool_is_fetch_k_or_fifty_but_never_less_than_k(
         ({"k": True}, "k must be a whole number, not bool"),
         ({"k": 2.0}, "k must be a whole number, not float"),
         ({"fetch_k": 0}, "fetch_k must be between"),
-        ({"k": 5, "fetch_k": 4}, r"fetch_k \(4\) is smaller than k \(5\)"),
         ({"timeout": 0}, "timeout must be a positive number"),
         ({"timeout": float("inf")}, "timeout must be"),
         ({"timeout": float("nan")}, "timeout must be"),
@@ -114,6 +114,46 @@ def test_the_pool_is_fetch_k_or_fifty_but_never_less_than_k(
 def test_an_option_out_of_range_is_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         SearchOptions(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("legs", "k", "fetch_k", "least"),
+    [(1, 10, 5, 10), (2, 11, 5, 6), (3, 10, 3, 4), (1, 4, 3, 4)],
+)
+def test_fewer_candidates_than_results_are_refused_with_what_would_do(
+    legs: int, k: int, fetch_k: int, least: int
+) -> None:
+    with pytest.raises(ConfigurationError, match=rf"fetch_k \({fetch_k}\).*fetch_k={least} or"):
+        SearchOptions(k=k, fetch_k=fetch_k).check_pool(legs)
+    SearchOptions(k=k, fetch_k=least).check_pool(legs)
+
+
+@pytest.mark.parametrize(("legs", "k", "fetch_k"), [(2, 10, 5), (1, 5, 5), (2, 60, None)])
+def test_what_counts_is_what_all_vector_fields_yield_together(
+    legs: int, k: int, fetch_k: int | None
+) -> None:
+    options = SearchOptions(k=k, fetch_k=fetch_k)
+
+    options.check_pool(legs)
+    assert legs * options.pool >= k
+
+
+def test_a_query_may_take_a_minute_unless_said_otherwise() -> None:
+    assert SearchOptions().timeout == 60
+    assert SearchOptions(timeout=None).timeout is None
+
+
+@pytest.mark.parametrize("number", [np.int64(2), np.int32(2), np.uint8(2)])
+def test_numpys_whole_numbers_count(number: Any) -> None:
+    options = SearchOptions(k=number, fetch_k=number)
+
+    assert (options.k, type(options.k)) == (2, int)
+    assert (options.fetch_k, type(options.fetch_k)) == (2, int)
+
+
+def test_numpys_bools_are_no_numbers() -> None:
+    with pytest.raises(ConfigurationError, match="k must be a whole number"):
+        SearchOptions(k=np.bool_(True))  # type: ignore[arg-type]
 
 
 def test_a_timeout_may_be_a_fraction_of_a_second() -> None:

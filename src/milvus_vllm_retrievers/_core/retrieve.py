@@ -146,8 +146,7 @@ class _Together(NamedTuple):
     def sharing(self, queries: Sequence[Query], row_bytes: int) -> Flow[tuple[list[Outcome], int]]:
         """Retrieve for queries that share searches; return also what a row may weigh."""
         limit = self._limit_of(self.embedding_limit, queries)
-        deadline = Deadline.after(self.options.timeout)
-        flows = [_prepared(self.target, query, self.options, deadline) for query in queries]
+        flows = [self._prepared_in_turn(query) for query in queries]
         prepared: list[_Search | Exception] = yield Together(flows, limit, return_exceptions=True)
         outcomes: dict[int, Outcome] = {}
         groups: dict[tuple[str, ...], list[int]] = {}
@@ -162,6 +161,10 @@ class _Together(NamedTuple):
             found, row_bytes = yield from self._one_search(asked, searches, row_bytes)
             outcomes.update(zip(places, found, strict=True))
         return [outcomes[i] for i in range(len(queries))], row_bytes
+
+    def _prepared_in_turn(self, query: Query) -> Flow[_Search]:
+        deadline = Deadline.after(self.options.timeout)  # from now: not while it waited
+        return (yield from _prepared(self.target, query, self.options, deadline))
 
     def _one_search(
         self, queries: Sequence[Query], searches: Sequence[Any], row_bytes: int

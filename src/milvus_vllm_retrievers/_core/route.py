@@ -104,7 +104,7 @@ def asks_for_models(ranker: VLLMRanker, server: Server) -> bool:
     return (
         ranker.model is not None
         and ranker.mode != "client"
-        and server.known
+        and (server.known or ranker.mode == "server")
         and server.provider == "vllm"
         and not ranker.client_only_reasons
     )

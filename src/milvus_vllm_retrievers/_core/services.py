@@ -258,6 +258,8 @@ def _redirect_hint(answer: Answer, request: RerankRequest) -> str:
         parts = urlsplit(target)
     except ValueError:
         return f". It redirects to {location!r}, which is no URL"
+    if redirected(answer, request):
+        return f". It redirects to {target!r}, after {_MOST_REDIRECTS} redirects already"
     base, path = without_route(target), ""
     if base + RERANK_PATH != target or without_route(base) != base:
         base, path = f"{parts.scheme}://{parts.netloc}", f", rerank_path={parts.path!r}"

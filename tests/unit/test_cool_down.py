@@ -11,9 +11,8 @@ from milvus_vllm_retrievers import (
     MilvusVLLMError,
     RerankConnectionError,
     RerankStatusError,
-    VLLMRanker,
 )
-from milvus_vllm_retrievers._core.cool_down import FAILURES_BEFORE_REST, CoolDown, RerankService
+from milvus_vllm_retrievers._core.cool_down import FAILURES_BEFORE_REST, CoolDown, Health
 from tests.fakes import Clock
 
 DOWN = RerankConnectionError("vLLM is down")
@@ -170,12 +169,8 @@ def test_threads_agree_on_who_asks(clock: Clock) -> None:
 # One and the same score
 
 
-def service() -> RerankService:
-    return RerankService.of(VLLMRanker("http://vllm"))
-
-
 def test_one_score_for_different_texts_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
-    asked = service()
+    asked = Health(30)
     for _ in range(3):
         asked.check_spread(["a", "b", "c"], [0.25, 0.25, 0.25])
 
@@ -197,6 +192,24 @@ def test_one_score_for_different_texts_is_warned_of_once(caplog: pytest.LogCaptu
 def test_scores_that_may_well_be_equal_are_not_warned_of(
     texts: list[str | None], scores: list[float | None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    service().check_spread(texts, scores)
+    Health(30).check_spread(texts, scores)
 
     assert messages(caplog, logging.WARNING) == []
+
+
+def test_what_fails_inside_milvus_is_not_held_against_what_is_asked_from_here(clock: Clock) -> None:
+    health = Health(30)
+    failing(health.in_milvus)
+
+    assert health.in_milvus.rest() is not None
+    assert health.from_here.rest() is None
+
+
+def test_the_log_says_which_way_failed(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    health = Health(30)
+    health.in_milvus.note([DOWN], worked=False)
+    health.from_here.note([DOWN], worked=False)
+
+    inside, here = messages(caplog, logging.WARNING)
+    assert inside.startswith("reranking inside Milvus failed")
+    assert here.startswith("reranking from this process failed")
