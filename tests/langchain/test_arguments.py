@@ -76,8 +76,8 @@ async def test_a_call_with_an_argument_of_the_retriever_says_where_to_give_it(
         *NAMED,
         ("reranker", "did you mean 'ranker'?"),
         ("embedding_function", "the embedding model is 'embedding'"),
-        ("api_key", "ranker=VLLMRanker(url, api_key=...)"),
-        ("endpoint", "ranker=VLLMRanker(url, endpoint=...)"),
+        ("api_key", "ranker=VLLMRanker(endpoint, api_key=...)"),
+        ("endpoint", "ranker=VLLMRanker(endpoint)"),
     ],
 )
 def test_a_misnamed_argument_of_the_retriever_says_which_is_meant(name: str, advice: str) -> None:
@@ -92,8 +92,8 @@ def test_a_misnamed_argument_of_the_retriever_says_which_is_meant(name: str, adv
 @pytest.mark.parametrize(
     ("name", "advice"),
     [
-        ("api_key", "ranker=VLLMRanker(url, api_key=...)"),
-        ("mode", "ranker=VLLMRanker(url, mode=...)"),
+        ("api_key", "ranker=VLLMRanker(endpoint, api_key=...)"),
+        ("mode", "ranker=VLLMRanker(endpoint, mode=...)"),
         ("k", "the number of documents is 'top_n'"),
         ("top_k", "the number of documents is 'top_n'"),
         ("topn", "did you mean 'top_n'?"),

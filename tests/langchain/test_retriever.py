@@ -708,3 +708,17 @@ async def test_a_field_that_no_query_reaches_is_named_once(
     messages = [r.message for r in caplog.records if r.levelname == "WARNING"]
     assert len(messages) == 1
     assert "dense field 'dense' needs query vectors" in messages[0]
+
+
+async def test_an_instruction_of_a_call_has_this_process_rerank_since_milvus_cannot_send_it(
+    milvus26_uri: str, fake_vllm: FakeVLLM, ask: Ask
+) -> None:
+    retriever = MilvusVLLMRetriever(
+        NAME, VLLMRanker(fake_vllm.url), uri=milvus26_uri, vector_field="sparse"
+    )
+
+    told = await ask(retriever, "whales", instruction="find animals")
+    untold = await ask(retriever, "whales")
+
+    assert [d.metadata["reranked_by"] for d in (*told, *untold)] == ["client", "milvus"]
+    assert [r.body.get("instruction") for r in fake_vllm.received] == ["find animals", None]

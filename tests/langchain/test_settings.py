@@ -307,6 +307,19 @@ async def test_a_retriever_configured_at_run_time_shares_the_connections(
     assert len(connected) <= 3  # async ones are closed after each call here
 
 
+def test_langchain_can_describe_what_is_configured(retriever: MilvusVLLMRetriever) -> None:
+    fields = {name: ConfigurableField(id=name) for name in ("k", "filters", "timeout")}
+    configurable = retriever.within(expr="pk > 0").configurable_fields(**fields)
+
+    described = configurable.get_config_jsonschema()["$defs"]["Configurable"]["properties"]
+
+    assert {name: described[name]["default"] for name in fields} == {
+        "k": 2,
+        "filters": None,
+        "timeout": 60.0,
+    }
+
+
 def test_a_retriever_is_neither_pickled_nor_copied_deeply(retriever: MilvusVLLMRetriever) -> None:
     for each in (retriever, retriever.within(expr="pk > 0")):
         with pytest.raises(TypeError, match="neither pickled nor copied"):

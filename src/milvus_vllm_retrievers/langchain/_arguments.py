@@ -104,5 +104,6 @@ def _meant_by(name: str, known: Collection[str]) -> str:
     if name in _EMBEDDINGS and "embedding" in known:
         return " (the embedding model is 'embedding' here)"
     if name in {each.name for each in fields(VLLMRanker)} and "ranker" in known:
-        return f" (give it to the ranker: ranker=VLLMRanker(url, {name}=...))"
+        given = "endpoint" if name == "endpoint" else f"endpoint, {name}=..."
+        return f" (give it to the ranker: ranker=VLLMRanker({given}))"
     return did_you_mean(name, [each for each in known if each != "scope"])

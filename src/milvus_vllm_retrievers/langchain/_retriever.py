@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import warnings
 from collections.abc import Mapping, Sequence
@@ -282,7 +283,7 @@ class MilvusVLLMRetriever(Settable, BaseRetriever):
             fetch_k=self.fetch_k,
             expr=self.expr,
             wheres=tuple(filter(None, [_where(self.filters)])),
-            expr_params=self.expr_params,
+            expr_params=copy.deepcopy(self.expr_params),
             partition_names=self.partition_names,
             consistency_level=self.consistency_level,
             search_params=self.search_params,

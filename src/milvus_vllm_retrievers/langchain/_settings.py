@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel
 from typing_extensions import Self
@@ -22,20 +22,22 @@ class Settable(Closing, BaseModel):
 
     _fixed: ClassVar[frozenset[str]] = frozenset()
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name.startswith("_"):
-            super().__setattr__(name, value)
-            return
-        cls = type(self)
-        refuse_unknown(cls, [name], cls.model_fields)
-        if name in cls._fixed:
-            raise ConfigurationError(
-                f"{cls.__name__}: {name!r} cannot be changed: make a new one, or a copy with "
-                f"another {name!r}: model_copy(update={{{name!r}: ...}})"
-            )
-        checked = self.model_copy(update={name: value})
-        super().__setattr__(name, getattr(checked, name))
-        self._take_settings(checked)
+    if not TYPE_CHECKING:  # a checker would take it for leave to set anything
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name.startswith("_"):
+                super().__setattr__(name, value)
+                return
+            cls = type(self)
+            refuse_unknown(cls, [name], cls.model_fields)
+            if name in cls._fixed:
+                raise ConfigurationError(
+                    f"{cls.__name__}: {name!r} cannot be changed: make a new one, or a copy with "
+                    f"another {name!r}: model_copy(update={{{name!r}: ...}})"
+                )
+            checked = self.model_copy(update={name: value})
+            super().__setattr__(name, getattr(checked, name))
+            self._take_settings(checked)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:  # noqa: ARG002
         """Make another one, with some arguments changed and checked."""
