@@ -345,8 +345,8 @@ def test_a_wait_is_read_where_it_is_given_in_seconds(
 @pytest.mark.parametrize(
     ("error", "kind", "advice"),
     [
-        (httpx.ConnectTimeout("slow"), RerankTimeoutError, "raise the call's timeout"),
-        (httpx.ReadTimeout("slow"), RerankTimeoutError, "raise the call's timeout"),
+        (httpx.ConnectTimeout("slow"), RerankTimeoutError, "raise the ranker's timeout"),
+        (httpx.ReadTimeout("slow"), RerankTimeoutError, "raise the ranker's timeout"),
         (httpx.ConnectError("refused"), RerankConnectionError, "is vLLM running there"),
         (httpx.RemoteProtocolError("cut off"), RerankConnectionError, "is vLLM running there"),
     ],
