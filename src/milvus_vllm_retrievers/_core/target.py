@@ -53,7 +53,7 @@ class Target:
 
     Attributes:
         settings: What the caller said of it.
-        described_as: What of its description tells it from what it may be later.
+        described_as: What tells it from what it may be later, by its description.
         layout: The collection's fields.
         server: What its server can do.
         text: The field that is reranked.
@@ -64,7 +64,7 @@ class Target:
     """
 
     settings: TargetSettings
-    described_as: Mapping[str, Any]
+    described_as: int
     layout: CollectionLayout
     server: Server
     text: TextField
@@ -189,9 +189,9 @@ def find_target(
     )
 
 
-def telling(description: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return what of a description tells whether the collection is still the same."""
-    return {key: description.get(key) for key in _TELLING}
+def telling(description: Mapping[str, Any]) -> int:
+    """Return what tells whether a collection is still the same: no more, as functions hold keys."""
+    return hash(repr([description.get(key) for key in _TELLING]))
 
 
 def _some_rows(
