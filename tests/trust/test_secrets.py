@@ -49,11 +49,13 @@ from milvus_vllm_retrievers import (
 from milvus_vllm_retrievers import llama_index as li
 from tests.corpus import create_collection
 from tests.fakes import FakeVLLM, Reply, running_fake_vllm, tcp_server
+from tests.milvus26 import running_milvus26
 from tests.trust.leaks import texts_of
 
 KEY = "sk-key-of-vllm"
 PASSWORD = "sk-password-of-milvus"
 IN_URI = "sk-password-in-uri"
+CREDENTIAL = "vllm-prod"
 LOGIN = {"token": f"root:{PASSWORD}", "connection_args": {"password": PASSWORD}}
 NAME = "secret_docs"
 # Neither does this begin with "sk-", nor does the plugin that watches the suite know it: Milvus
@@ -86,7 +88,9 @@ def ranker(endpoint: str = "http://127.0.0.1:1", **arguments: Any) -> VLLMRanker
 
 def made(class_: type, milvus: str = "http://127.0.0.1:1", **arguments: Any) -> Any:
     """Make an object of a front end's class, with a secret wherever it takes one."""
-    given = {"ranker": ranker()} | arguments
+    # What Milvus is to send is named by a credential; the key is for a fallback from here.
+    in_milvus = {"credential": CREDENTIAL} if class_.__name__ == "MilvusVLLMRerank" else {}
+    given = {"ranker": ranker(**in_milvus)} | arguments
     if class_.__name__ == "VLLMRerank":
         return class_(**given)
     return class_(collection_name=NAME, uri=uri_of(milvus), **(LOGIN | given))
@@ -170,7 +174,7 @@ def test_a_secret_that_an_object_holds_is_masked_also_among_its_variables(
     "arguments", [{}, {"headers": {"x-key": KEY}}, {"api_key": partial(str, KEY)}]
 )
 def test_no_way_of_writing_a_ranker_shows_its_key(arguments: dict[str, Any]) -> None:
-    given = ranker(credential="vllm-prod", **arguments)
+    given = ranker(credential=CREDENTIAL, **arguments)
     adapter = TypeAdapter(VLLMRanker)
     ways = dict(dumped(given)) | {
         "vars": str(vars(given)),
@@ -182,7 +186,7 @@ def test_no_way_of_writing_a_ranker_shows_its_key(arguments: dict[str, Any]) -> 
     }
 
     assert [way for way, text in ways.items() if is_shown(text)] == []
-    assert "vllm-prod" in ways["repr"]
+    assert CREDENTIAL in ways["repr"]
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
@@ -217,14 +221,14 @@ def test_a_ranker_with_a_key_is_not_pickled() -> None:
 
 
 def test_the_function_for_milvus_names_a_credential_and_holds_no_key() -> None:
-    function = ranker(credential="vllm-prod").to_function("a text", "document")
+    function = ranker(credential=CREDENTIAL).to_function("a text", "document")
 
-    assert function.params["credential"] == "vllm-prod"
+    assert function.params["credential"] == CREDENTIAL
     assert KEY.encode() not in pickle.dumps(function)
     assert not is_shown(f"{function.params} {function.to_dict()}")
 
 
-@pytest.mark.parametrize("arguments", [{}, {"credential": "vllm-prod"}])
+@pytest.mark.parametrize("arguments", [{}, {"credential": CREDENTIAL}])
 def test_there_is_no_function_for_milvus_lite_that_would_hold_a_key(
     arguments: dict[str, str],
 ) -> None:
@@ -303,14 +307,14 @@ async def test_nothing_that_is_sent_to_milvus_holds_the_key_of_vllm(
     class_: type, act: Act, stubbed: Callable[..., list[Milvus]], fake_vllm: FakeVLLM, mode: Any
 ) -> None:
     stubs = stubbed()
-    asked = ranker(fake_vllm.url, mode=mode, credential="vllm-prod")
+    asked = ranker(fake_vllm.url, mode=mode, credential=CREDENTIAL)
 
     await act(made(class_, ranker=asked, vector_field="sparse"))
 
     given = [arguments for stub in stubs for arguments in stub.given]
     assert len(given) >= 3
     assert KEY.encode() not in pickle.dumps(given)
-    assert (b"vllm-prod" in pickle.dumps(given)) == (mode != "client")
+    assert (CREDENTIAL.encode() in pickle.dumps(given)) == (mode != "client")
 
 
 # Errors of Milvus
@@ -383,7 +387,11 @@ async def test_no_error_shows_the_login_of_a_client_that_was_passed_in(
             uri="http://milvus", token=f"root:{PASSWORD}", db_name="", handler_kwargs=()
         )
     subject = class_(
-        collection_name=NAME, client=client, async_client=async_client, vector_field="sparse"
+        collection_name=NAME,
+        ranker=None,
+        client=client,
+        async_client=async_client,
+        vector_field="sparse",
     )
 
     with pytest.raises(SearchError) as caught:
@@ -403,7 +411,7 @@ async def test_the_key_that_milvus_tells_of_is_not_shown_either(
 ) -> None:
     for stub in stubbed(MilvusException(65535, f"call service failed, errs:[401, no key: {KEY}]")):
         stub.fails_without_ranker = False
-    asked = ranker(mode="server", credential="vllm-prod", on_error=on_error)
+    asked = ranker(mode="server", credential=CREDENTIAL, on_error=on_error)
 
     try:
         shown = repr(await act(made(class_, ranker=asked, vector_field="sparse")))
@@ -548,17 +556,21 @@ async def test_a_redirect_takes_the_key_to_no_other_origin(
 
 
 @pytest.fixture(scope="module")
-def collection(milvus26: MilvusClient) -> None:
-    """A collection that reranks with a model and by key."""
-    create_collection(milvus26, NAME, texts=["a text", "another text"])
+def milvus_with_key(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Milvus that knows vLLM's key by a name, and holds the collection of these tests."""
+    folder = tmp_path_factory.mktemp("milvus_with_key")
+    with running_milvus26(folder, credentials={CREDENTIAL: KEY}) as uri:
+        client = MilvusClient(uri)
+        create_collection(client, NAME, texts=["a text", "another text"])
+        client.close()
+        yield uri
 
 
 @every_class
 async def test_nobody_logs_a_secret_however_closely_one_listens(
     class_: type,
     act: Act,
-    collection: None,
-    milvus26_uri: str,
+    milvus_with_key: str,
     fake_vllm: FakeVLLM,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -566,16 +578,18 @@ async def test_nobody_logs_a_secret_however_closely_one_listens(
     for mode in ("client", "auto"):
         if mode == "client" and class_.__name__ == "MilvusVLLMRerank":
             continue
-        subject = made(class_, milvus26_uri, ranker=ranker(fake_vllm.url, mode=mode))
+        asked = ranker(fake_vllm.url, mode=mode, credential=CREDENTIAL)
+        subject = made(class_, milvus_with_key, ranker=asked)
         async with subject:
             assert len(await act(subject)) == 2
-            fake_vllm.always = Reply.json(401, {"error": "Unauthorized"})
+            fake_vllm.always = Reply.json(401, {"error": f"no such key: {KEY}"})
             with pytest.raises(RerankError):
                 await act(subject)
         fake_vllm.always = None
 
     logged = [f"{record.getMessage()} {record.args}" for record in caplog.records]
-    assert any("httpcore" in record.name or "pymilvus" in record.name for record in caplog.records)
+    listened = [each for each in caplog.records if each.name.startswith(("httpcore", "pymilvus"))]
+    assert listened or any("pymilvus: ERROR: " in text for text in logged)
     assert [text for text in logged if is_shown(text)] == []
     assert not is_shown(caplog.text)
 
@@ -606,15 +620,14 @@ class Runs(BaseTracer):
 @pytest.mark.parametrize("how", ["alone", "batch", "chain", "tool", "compressed"])
 @pytest.mark.parametrize("is_async", [False, True])
 async def test_a_trace_of_langchain_holds_no_secret(
-    collection: None,
-    milvus26_uri: str,
+    milvus_with_key: str,
     fake_vllm: FakeVLLM,
     how: str,
     *,
     fails: bool,
     is_async: bool,
 ) -> None:
-    runs, runnable = Runs(), traced(how, milvus26_uri, fake_vllm.url)
+    runs, runnable = Runs(), traced(how, milvus_with_key, fake_vllm.url)
     if fails:
         fake_vllm.always = Reply.json(401, {"error": f"no such key: {KEY}"})
     method = ("abatch" if how == "batch" else "ainvoke") if is_async else "invoke"
@@ -699,8 +712,7 @@ async def test_a_trace_of_llama_index_holds_no_secret(
     class_: type,
     act: Act,
     instrumented: list[str],
-    collection: None,
-    milvus26_uri: str,
+    milvus_with_key: str,
     fake_vllm: FakeVLLM,
     *,
     fails: bool,
@@ -708,12 +720,10 @@ async def test_a_trace_of_llama_index_holds_no_secret(
     mode = "auto" if class_.__name__ == "MilvusVLLMRerank" else "client"
     debug = LlamaDebugHandler(print_trace_on_end=False)
     manager = CallbackManager([debug])
-    subject = made(
-        class_, milvus26_uri, ranker=ranker(fake_vllm.url, mode=mode), callback_manager=manager
-    )
+    asked = ranker(fake_vllm.url, mode=mode, credential=CREDENTIAL)
+    subject = made(class_, milvus_with_key, ranker=asked, callback_manager=manager)
     if fails:
-        body = {} if mode == "auto" else {"error": f"no such key: {KEY}"}
-        fake_vllm.always = Reply.json(401, body)
+        fake_vllm.always = Reply.json(401, {"error": f"no such key: {KEY}"})
 
     with suppress(RerankError):
         async with subject:
@@ -774,7 +784,7 @@ async def test_the_key_of_a_collections_function_is_nowhere(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     assert KEY_OF_COLLECTION in str(lite.describe_collection(NAME))
-    async with class_(collection_name=NAME, uri=lite_uri) as subject:
+    async with class_(collection_name=NAME, ranker=None, uri=lite_uri) as subject:
         found = repr(await act(subject))
         explained = repr(subject.explain("a text"))
         kept = pprint.pformat(vars(subject._adapter))
@@ -807,7 +817,7 @@ async def test_the_key_of_a_collections_function_is_in_no_error(
     caplog.set_level(logging.DEBUG)
     embedded.always = reply
 
-    async with class_(collection_name=NAME, uri=lite_uri) as subject:
+    async with class_(collection_name=NAME, ranker=None, uri=lite_uri) as subject:
         with pytest.raises(SearchError) as caught:
             await act(subject)
 
@@ -821,7 +831,7 @@ async def test_the_key_of_a_collections_function_is_in_no_error(
 async def test_a_collection_that_does_not_fit_is_described_without_its_functions_params(
     class_: type, act: Act, embedded: FakeVLLM, lite_uri: str, arguments: dict[str, Any]
 ) -> None:
-    async with class_(collection_name=NAME, uri=lite_uri, **arguments) as subject:
+    async with class_(collection_name=NAME, ranker=None, uri=lite_uri, **arguments) as subject:
         try:
             shown = repr(await act(subject))
         except MilvusVLLMError as error:
