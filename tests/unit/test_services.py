@@ -103,7 +103,7 @@ def test_a_lone_surrogate_is_sent_as_a_question_mark() -> None:
     assert "größe".encode() in request.content
 
 
-finite = st.floats(allow_nan=False, allow_infinity=False)
+finite = st.floats(allow_nan=False, allow_infinity=False, width=32)
 
 
 @given(st.lists(finite, max_size=20).flatmap(lambda s: st.permutations(list(enumerate(s)))))
@@ -187,7 +187,7 @@ def test_a_long_error_answer_is_shown_in_part() -> None:
     error = status_error(said(500, "a document " * 500), REQUEST)
 
     assert len(error.body) == 200
-    assert len(str(error)) < 300
+    assert len(str(error)) < 400
 
 
 @pytest.mark.parametrize(
@@ -344,8 +344,8 @@ def test_a_wait_is_read_where_it_is_given_in_seconds(
 @pytest.mark.parametrize(
     ("error", "kind", "advice"),
     [
-        (httpx.ConnectTimeout("slow"), RerankTimeoutError, "raise the ranker's timeout"),
-        (httpx.ReadTimeout("slow"), RerankTimeoutError, "raise the ranker's timeout"),
+        (httpx.ConnectTimeout("slow"), RerankTimeoutError, "raise the call's timeout"),
+        (httpx.ReadTimeout("slow"), RerankTimeoutError, "raise the call's timeout"),
         (httpx.ConnectError("refused"), RerankConnectionError, "is vLLM running there"),
         (httpx.RemoteProtocolError("cut off"), RerankConnectionError, "is vLLM running there"),
     ],

@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from typing import Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -102,7 +102,7 @@ class RerankRequest:
         return 4 * len(self.content) + 1000 * self.documents + 1_000_000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Answer:
     """One HTTP answer, read to its end.
 
@@ -117,6 +117,14 @@ class Answer:
     headers: httpx.Headers = field(repr=False)
     text: str = field(repr=False)
     secrets: Sequence[str] = field(default=(), repr=False)
+
+    @cached_property
+    def json(self) -> Any:
+        """What the body says; None if that is no JSON."""
+        try:
+            return json.loads(self.text)
+        except (ValueError, RecursionError):
+            return None
 
     def shown(self, text: str) -> str:
         """Shorten a part of the answer for a message, without secrets."""
@@ -155,8 +163,8 @@ def read_models(answer: Answer, request: RerankRequest) -> list[str]:
     if answer.status_code != _OK:
         raise status_error(answer, request)
     try:
-        names = [model["id"] for model in json.loads(answer.text)["data"]]
-    except (ValueError, TypeError, KeyError, RecursionError):
+        names = [model["id"] for model in answer.json["data"]]
+    except (TypeError, KeyError):
         names = [None]
     if not all(isinstance(name, str) for name in names):
         raise _other_answer(answer, request, "a list of models")
@@ -172,7 +180,7 @@ def read_scores(answer: Answer, request: RerankRequest) -> list[float]:
     """
     if answer.status_code != _OK:
         raise status_error(answer, request)
-    results = _results(answer.text)
+    results = _results(answer)
     if results is None:
         raise _other_answer(answer, request, "rerank results")
     scores = dict(results)
@@ -199,20 +207,26 @@ def _other_answer(answer: Answer, request: RerankRequest, wanted: str) -> Rerank
     )
 
 
-def _results(text: str) -> list[tuple[int, float]] | None:
-    """Read indexes and scores; None if the text is something else."""
+def read_model(answer: Answer) -> str:
+    """Read which model has scored; empty if the answer does not say it."""
+    model = answer.json.get("model") if isinstance(answer.json, dict) else None
+    return model if isinstance(model, str) else ""
+
+
+def _results(answer: Answer) -> list[tuple[int, float]] | None:
+    """Read indexes and scores; None if the answer has something else."""
     try:
-        results = json.loads(text)["results"]
+        results = answer.json["results"]
         if not all(type(result["index"]) is int for result in results):
             return None
         return [(result["index"], float(result["relevance_score"])) for result in results]
-    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+    except (ValueError, TypeError, KeyError, OverflowError):
         return None
 
 
 def status_error(answer: Answer, request: RerankRequest) -> RerankStatusError:
     """Make the error for a status other than 200, with what to do about it."""
-    text = answer.shown(_error_text(answer.text)).removesuffix(".")
+    text = answer.shown(_error_text(answer)).removesuffix(".")
     return RerankStatusError(
         f"{request.url} answered {answer.status_code}: {text}{_hint(answer, request)}",
         status_code=answer.status_code,
@@ -221,16 +235,13 @@ def status_error(answer: Answer, request: RerankRequest) -> RerankStatusError:
     )
 
 
-def _error_text(body: str) -> str:
+def _error_text(answer: Answer) -> str:
     """Return the message of vLLM's error answers (they have three shapes), or the body."""
-    try:
-        answer = json.loads(body)
-    except (ValueError, RecursionError):
-        return body
-    if not isinstance(answer, dict):
-        return body
-    error = answer.get("error", answer.get("detail", body))
-    return str(error.get("message", body) if isinstance(error, dict) else error)
+    said = answer.json
+    if not isinstance(said, dict):
+        return answer.text
+    error = said.get("error", said.get("detail", answer.text))
+    return str(error.get("message", answer.text) if isinstance(error, dict) else error)
 
 
 def _hint(answer: Answer, request: RerankRequest) -> str:
@@ -289,7 +300,7 @@ def redirected(answer: Answer, request: RerankRequest) -> RerankRequest | None:
 def transport_error(
     error: Exception,
     request: RerankRequest,
-    limit: Deadline,
+    limit: Deadline = NO_DEADLINE,
     secrets: Sequence[str] = (),
     *,
     own: bool = True,
