@@ -109,7 +109,7 @@ class VLLMRerank(_Rerank):
         return self
 
     def _take_settings(self, checked: Self) -> None:
-        self._adapter._timeout = checked.timeout
+        self._adapter.timeout = checked.timeout
 
 
 @configuration_errors("collection_name", "ranker")
@@ -195,4 +195,4 @@ class MilvusVLLMRerank(_Rerank):
         return self
 
     def _take_settings(self, checked: Self) -> None:
-        self._adapter._options = checked._adapter._options
+        self._adapter.options = checked._adapter.options

@@ -138,7 +138,7 @@ class _Rerank(Closing, BaseNodePostprocessor):
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None
     ) -> Iterator[list[NodeWithScore]]:
         """Emit LlamaIndex's events around the block, which fills the list it is given."""
-        model = self._ranker.model or ""
+        model = self._adapter.model
         top_n = self.top_n or len(nodes)
         dispatcher.event(
             ReRankStartEvent(query=query_bundle, nodes=nodes, top_n=top_n, model_name=model)
@@ -152,7 +152,9 @@ class _Rerank(Closing, BaseNodePostprocessor):
         reranked: list[NodeWithScore] = []
         with self.callback_manager.event(CBEventType.RERANKING, payload=payload) as event:
             yield reranked
-            event.on_end(payload={EventPayload.NODES: reranked})
+            event.on_end(
+                payload={EventPayload.NODES: reranked, EventPayload.MODEL_NAME: self._adapter.model}
+            )
         dispatcher.event(ReRankEndEvent(nodes=reranked))
 
     def _ranked(
@@ -214,7 +216,7 @@ class VLLMRerank(_Rerank):
         self._adapter = TextReranker(self._ranker, self.timeout)
 
     def _take_timeout(self) -> None:
-        self._adapter._timeout = self.timeout
+        self._adapter.timeout = self.timeout
 
     def _items(self, nodes: Sequence[NodeWithScore]) -> list[Item]:
         for given in nodes:
@@ -297,4 +299,4 @@ class MilvusVLLMRerank(_Rerank):
         self._adapter = RowReranker.of(self)
 
     def _take_timeout(self) -> None:
-        self._adapter._options = replace(self._adapter._options, timeout=self.timeout)
+        self._adapter.options = replace(self._adapter.options, timeout=self.timeout)
