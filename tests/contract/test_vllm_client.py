@@ -819,7 +819,7 @@ def test_one_client_serves_one_event_loop_after_another(fake_vllm: FakeVLLM) -> 
 
     def run() -> list[float]:
         return asyncio.run(
-            AsyncDriver(None, client).run(scored(ranker, "q", DOCUMENTS, NO_DEADLINE))
+            AsyncDriver(None, client).run(scored(ranker, Health(0), "q", DOCUMENTS, NO_DEADLINE))
         )
 
     first, second = run(), run()
