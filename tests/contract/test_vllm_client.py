@@ -32,6 +32,7 @@ from milvus_vllm_retrievers import (
 )
 from milvus_vllm_retrievers import llama_index as li
 from milvus_vllm_retrievers._core import services as vllm
+from milvus_vllm_retrievers._core.cool_down import Health
 from milvus_vllm_retrievers._core.deadline import Deadline
 from milvus_vllm_retrievers._core.drivers import AsyncDriver, SyncDriver
 from milvus_vllm_retrievers._core.rerank_texts import scored, served_models
@@ -60,7 +61,7 @@ def call(how: str) -> Call:
     async def run(
         client: RerankClient, documents: list[str] = DOCUMENTS, deadline: Deadline = NO_DEADLINE
     ) -> list[float]:
-        flow = scored(client._ranker, "a query", documents, deadline)
+        flow = scored(client._ranker, Health(0), "a query", documents, deadline)
         if how == "sync":
             return SyncDriver(None, client).run(flow)
         return await AsyncDriver(None, client).run(flow)
@@ -818,7 +819,7 @@ def test_one_client_serves_one_event_loop_after_another(fake_vllm: FakeVLLM) -> 
 
     def run() -> list[float]:
         return asyncio.run(
-            AsyncDriver(None, client).run(scored(ranker, "q", DOCUMENTS, NO_DEADLINE))
+            AsyncDriver(None, client).run(scored(ranker, Health(0), "q", DOCUMENTS, NO_DEADLINE))
         )
 
     first, second = run(), run()

@@ -172,9 +172,9 @@ def test_what_is_decided_when_a_reranker_is_made_says_how_to_get_another(
 
 
 def test_an_attribute_that_does_not_exist_says_which_is_meant() -> None:
-    with pytest.raises(ConfigurationError, match="the number of documents is 'k'"):
+    with pytest.raises(ConfigurationError, match="it is k= here"):
         MilvusVLLMRetriever("notes", None).top_k = 3
-    with pytest.raises(ConfigurationError, match="the number of documents is 'top_n'"):
+    with pytest.raises(ConfigurationError, match="it is top_n= here"):
         VLLMRerank(endpoint="http://localhost").k = 3
 
 

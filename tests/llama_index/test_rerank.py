@@ -459,7 +459,7 @@ HERE = {"endpoint": "http://localhost"}
         ({**HERE, "timeout": float("inf")}, "timeout must be a positive number"),
         ({**HERE, "k": 3}, "unknown argument 'k': it is top_n= here"),
         ({**HERE, "top_k": 3}, "unknown argument 'top_k': it is top_n= here"),
-        ({**HERE, "api_key": "sk-mine"}, "ranker=VLLMRanker(url, api_key=...)"),
+        ({**HERE, "api_key": "sk-mine"}, "ranker=VLLMRanker(endpoint, api_key=...)"),
         ({**HERE, "keep_retrieval_scores": 1}, "did you mean 'keep_retrieval_score'?"),
     ],
 )

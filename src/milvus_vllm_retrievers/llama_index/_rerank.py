@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +17,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, SecretStr
 from typing_extensions import TypedDict, Unpack
 
 from milvus_vllm_retrievers._core.adapter import Closing, Reranker, RowReranker, TextReranker
-from milvus_vllm_retrievers._core.arguments import RowRerankArguments
+from milvus_vllm_retrievers._core.arguments import RowRerankArguments, other_names
 from milvus_vllm_retrievers._core.hits import Ranking, score_among
 from milvus_vllm_retrievers._core.milvus import DEFAULT_URI
 from milvus_vllm_retrievers._core.query import (
@@ -49,14 +49,7 @@ Seconds = Annotated[float | None, BeforeValidator(_seconds)]
 Count = Annotated[int, BeforeValidator(partial(check_count, "top_n"))]
 
 _SETTABLE = ("top_n", "timeout", "keep_retrieval_score", "callback_manager")
-# What is said of an argument that is called otherwise elsewhere.
-_MEANT = {
-    **{
-        each.name: f"give it to the ranker: ranker=VLLMRanker(url, {each.name}=...)"
-        for each in fields(VLLMRanker)
-    },
-    **dict.fromkeys(("k", "top_k", "similarity_top_k"), "it is top_n= here"),
-}
+_MEANT = other_names("top_n")
 
 
 class VLLMRerankArguments(TypedDict, total=False):
