@@ -318,6 +318,9 @@ class MilvusVLLMAdapter:
 
     def _found(self, deadline: Deadline) -> Flow[Target]:
         description = yield from describe(self._settings.collection_name, deadline)
+        return (yield from self._read(description, deadline))
+
+    def _read(self, description: Mapping[str, Any], deadline: Deadline) -> Flow[Target]:
         target = yield from find_target(self._settings, description, deadline)
         self._connection.hide(*target.layout.secrets)
         self._target, self._looked_at = target, time.monotonic()
@@ -332,12 +335,11 @@ class MilvusVLLMAdapter:
             return target  # the search that follows tells what is the matter
         if telling(description) == target.described_as:
             return target
-        self._target = None
         logger.info("collection %r has changed: reading it anew", self._settings.collection_name)
-        return (yield from self._found(deadline))
+        return (yield from self._read(description, deadline))
 
     def _refreshing(self, timeout: float | None) -> Flow[None]:
-        self._asked_for_models = False
+        self._asked_for_models, self._served = False, None
         yield from self._found(Deadline.after(timeout))
 
     def _forget_what_may_have_changed(self, error: MilvusVLLMError) -> None:
