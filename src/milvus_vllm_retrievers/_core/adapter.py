@@ -364,18 +364,19 @@ class MilvusVLLMAdapter:
         ranker = self._ranker
         if ranker is None or self._asked_for_models or not asks_for_models(ranker, target.server):
             return self._served
-        self._asked_for_models = True
-        self._served = None
         limit = Deadline.after(deadline.share(0.25).within(_LONGEST_ASKED_FOR_MODELS))
         try:
             self._served = yield from served_models(ranker, limit)
-        except RerankError as error:
-            logger.info(
-                "cannot ask %s which models it serves: trusting that Milvus finds %r there (%s)",
-                ranker.endpoint,
-                ranker.model,
-                error,
-            )
+        except (RerankError, ConfigurationError) as error:
+            if not self._asked_for_models:
+                logger.info(
+                    "cannot ask %s which models it serves: trusting that Milvus finds %r there "
+                    "(%s)",
+                    ranker.endpoint,
+                    ranker.model,
+                    error,
+                )
+        self._asked_for_models = True  # now: of queries that come at once, each must know
         return self._served
 
     def _tell(self, target: Target, reranking: Reranking | None, *, embedded: bool) -> Plan:
