@@ -257,7 +257,8 @@ class MilvusVLLMAdapter:
         try:
             target, options = yield from self._prepared(options, deadline)
             reranking = yield from self._reranking(target, options, deadline)
-            self._tell(target, reranking, embedded=queries[0].embedding is not None)
+            embedded = any(query.embedding is not None for query in queries)
+            self._tell(target, reranking, embedded=embedded)
             outcomes = yield from retrieve_many(
                 target, reranking, queries, options, max_concurrency
             )
