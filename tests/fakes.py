@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -46,6 +46,9 @@ class FakeVLLM:
     score: Callable[[str, str], float] = lambda query, document: float(len(document))
     replies: list[Reply] = field(default_factory=list)
     always: Reply | None = None
+    # The models that are served; None cannot be asked for them. And how often it was asked.
+    models: Sequence[str] | None = None
+    asked_for_models: int = 0
     received: list[Received] = field(default_factory=list)
     in_flight: int = 0
     most_in_flight: int = 0
@@ -56,6 +59,7 @@ class FakeVLLM:
         self.score = FakeVLLM.score
         self.replies, self.received, self.always = [], [], None
         self.most_in_flight, self.gate = 0, None
+        self.models, self.asked_for_models = None, 0
 
     def answer(self, received: Received) -> Reply:
         if self.replies:
@@ -97,11 +101,22 @@ def running_fake_vllm() -> Iterator[FakeVLLM]:
             finally:
                 with lock:
                     fake.in_flight -= 1
+            self.reply(reply)
+
+        def do_GET(self) -> None:
+            with lock:
+                fake.asked_for_models += self.path.endswith("/v1/models")
+                models = fake.models
+            listed = {"data": [{"id": name} for name in models or ()]}
+            self.reply(Reply.json(404 if models is None else 200, listed))
+
+        def reply(self, reply: Reply) -> None:
             self.send_response(reply.status)
             for name, value in {**reply.headers, "content-length": str(len(reply.body))}.items():
                 self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(reply.body)
+            with suppress(ConnectionError):  # who asked may have hung up
+                self.end_headers()
+                self.wfile.write(reply.body)
 
         def log_message(self, *args: object) -> None:
             pass

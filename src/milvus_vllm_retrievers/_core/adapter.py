@@ -257,7 +257,8 @@ class MilvusVLLMAdapter:
         try:
             target, options = yield from self._prepared(options, deadline)
             reranking = yield from self._reranking(target, options, deadline)
-            self._tell(target, reranking, embedded=queries[0].embedding is not None)
+            embedded = any(query.embedding is not None for query in queries)
+            self._tell(target, reranking, embedded=embedded)
             outcomes = yield from retrieve_many(
                 target, reranking, queries, options, max_concurrency
             )
@@ -318,6 +319,9 @@ class MilvusVLLMAdapter:
 
     def _found(self, deadline: Deadline) -> Flow[Target]:
         description = yield from describe(self._settings.collection_name, deadline)
+        return (yield from self._read(description, deadline))
+
+    def _read(self, description: Mapping[str, Any], deadline: Deadline) -> Flow[Target]:
         target = yield from find_target(self._settings, description, deadline)
         self._connection.hide(*target.layout.secrets)
         self._target, self._looked_at = target, time.monotonic()
@@ -332,12 +336,11 @@ class MilvusVLLMAdapter:
             return target  # the search that follows tells what is the matter
         if fingerprint(description) == target.fingerprint:
             return target
-        self._target = None
         logger.info("collection %r has changed: reading it anew", self._settings.collection_name)
-        return (yield from self._found(deadline))
+        return (yield from self._read(description, deadline))
 
     def _refreshing(self, timeout: float | None) -> Flow[None]:
-        self._asked_for_models = False
+        self._asked_for_models, self._served = False, None
         yield from self._found(Deadline.after(timeout))
 
     def _forget_what_may_have_changed(self, error: MilvusVLLMError) -> None:
@@ -362,18 +365,19 @@ class MilvusVLLMAdapter:
         ranker = self._ranker
         if ranker is None or self._asked_for_models or not asks_for_models(ranker, target.server):
             return self._served
-        self._asked_for_models = True
-        self._served = None
         limit = Deadline.after(deadline.share(0.25).within(_LONGEST_ASKED_FOR_MODELS))
         try:
             self._served = yield from served_models(ranker, limit)
-        except RerankError as error:
-            logger.info(
-                "cannot ask %s which models it serves: trusting that Milvus finds %r there (%s)",
-                ranker.endpoint,
-                ranker.model,
-                error,
-            )
+        except (RerankError, ConfigurationError) as error:
+            if not self._asked_for_models:
+                logger.info(
+                    "cannot ask %s which models it serves: trusting that Milvus finds %r there "
+                    "(%s)",
+                    ranker.endpoint,
+                    ranker.model,
+                    error,
+                )
+        self._asked_for_models = True  # now: of queries that come at once, each must know
         return self._served
 
     def _tell(self, target: Target, reranking: Reranking | None, *, embedded: bool) -> Plan:
