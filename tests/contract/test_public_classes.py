@@ -43,11 +43,11 @@ def test_pydantic_rebuilds_a_class_and_builds_on_it(module: Any, name: str) -> N
     assert Mine.model_fields.keys() == {*fields, "mine"}
     assert TypeAdapter(class_ | None).validate_python(None) is None
     needed = {
-        field: VLLMRanker("http://localhost:8000") if field == "ranker" else "docs"
+        field: "docs"
         for field, info in Mine.model_fields.items()
         if info.default is PydanticUndefined and info.default_factory is None
     }
-    assert Mine(**needed or {"endpoint": "http://localhost:8000"}).mine == 3
+    assert Mine(**{**needed, "ranker": VLLMRanker("http://localhost:8000")}).mine == 3
 
 
 def test_langchain_names_the_retriever_by_its_public_path() -> None:
