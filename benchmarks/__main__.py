@@ -36,6 +36,7 @@ TARGETS = {
     "throughput": "5 at the limit",
     "startup": "6 start-up and memory",
     "growth": "7 growth",
+    "within": "8 within",
 }
 """The project's targets, each by the module that measures it."""
 RESULTS = Path(__file__).with_name("results.json")

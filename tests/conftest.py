@@ -74,7 +74,8 @@ def lite(lite_uri: str) -> Iterator[MilvusClient]:
 @pytest.fixture(scope="session")
 def milvus26_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The stand-in for a Milvus 2.6 server."""
-    with running_milvus26(Path(tmp_path_factory.mktemp("milvus26"))) as uri:
+    folder = Path(tmp_path_factory.mktemp("milvus26"))
+    with running_milvus26(folder, credentials={"vllm-prod": "a-key-of-milvus"}) as uri:
         yield uri
 
 

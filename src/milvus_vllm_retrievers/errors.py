@@ -80,7 +80,15 @@ class RerankStatusError(RerankError):
 
 
 class RerankConnectionError(RerankError):
-    """vLLM could not be reached, or the connection broke before the answer was complete."""
+    """vLLM could not be reached, or the connection broke before the answer was complete.
+
+    Attributes:
+        may_pass: Whether another try may reach it; a certificate or a proxy has to be mended first.
+    """
+
+    def __init__(self, message: str, *, may_pass: bool = True) -> None:
+        super().__init__(message)
+        self.may_pass = may_pass
 
 
 class RerankTimeoutError(RerankConnectionError):

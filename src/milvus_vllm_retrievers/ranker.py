@@ -324,19 +324,20 @@ class VLLMRanker:
         arguments = {each.name: getattr(self, each.name) for each in fields(self)}
         return partial(type(self), **arguments), ()
 
-    @cached_property
+    # Not cached: what is cached would show among the variables.
+    @property
     def plain_key(self) -> str | Callable[[], object]:
         """The key, or what is to be asked for one; empty without."""
         key = self.api_key
         return key.get_secret_value() if isinstance(key, (SecretStr, Secret)) else ""
 
-    @cached_property
+    @property
     def plain_headers(self) -> dict[str, str]:
         """The further headers as they are sent."""
         given = self.headers or {}
         return {name: usable_secret(value).get_secret_value() for name, value in given.items()}
 
-    @cached_property
+    @property
     def secrets(self) -> tuple[str, ...]:
         """What must not stand in a message, as far as it is known before a request."""
         key = self.plain_key if isinstance(self.plain_key, str) else ""

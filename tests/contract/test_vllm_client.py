@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -31,6 +32,7 @@ from milvus_vllm_retrievers import (
 )
 from milvus_vllm_retrievers import llama_index as li
 from milvus_vllm_retrievers._core import services as vllm
+from milvus_vllm_retrievers._core.cool_down import Health
 from milvus_vllm_retrievers._core.deadline import Deadline
 from milvus_vllm_retrievers._core.drivers import AsyncDriver, SyncDriver
 from milvus_vllm_retrievers._core.rerank_texts import scored, served_models
@@ -43,6 +45,7 @@ NO_DEADLINE = Deadline()
 BUSY = Reply.json(503, {"error": {"message": "the queue is full"}})
 
 Call = Callable[..., Awaitable[list[float]]]
+every_module = pytest.mark.parametrize("module", [langchain, li], ids=["langchain", "llama_index"])
 
 
 @pytest.fixture(params=["sync", "async"])
@@ -58,7 +61,7 @@ def call(how: str) -> Call:
     async def run(
         client: RerankClient, documents: list[str] = DOCUMENTS, deadline: Deadline = NO_DEADLINE
     ) -> list[float]:
-        flow = scored(client._ranker, "a query", documents, deadline)
+        flow = scored(client._ranker, Health(0), "a query", documents, deadline)
         if how == "sync":
             return SyncDriver(None, client).run(flow)
         return await AsyncDriver(None, client).run(flow)
@@ -455,27 +458,67 @@ async def test_a_key_that_is_not_given_in_time_is_not_waited_for(fake_vllm: Fake
         await client.asend(vllm.build_models_request(client._ranker))
 
 
-@pytest.mark.parametrize("module", [langchain, li], ids=["langchain", "llama_index"])
+@every_module
 @pytest.mark.parametrize(("api_key", "problem"), FAILING_KEYS[:2])
 async def test_a_key_that_cannot_be_had_is_covered_by_on_error(
     how: str, module: Any, fake_vllm: FakeVLLM, api_key: Any, problem: str
 ) -> None:
-    documents = [Document(page_content=text) for text in DOCUMENTS]
-    nodes = [NodeWithScore(node=TextNode(text=text)) for text in DOCUMENTS]
-    ranker = VLLMRanker(fake_vllm.url, api_key=api_key, on_error="skip")
-    async with module.VLLMRerank(ranker=ranker) as reranker:
-        if module is langchain and how == "sync":
-            degraded = reranker.compress_documents(documents, "q")
-        elif module is langchain:
-            degraded = await reranker.acompress_documents(documents, "q")
-        elif how == "sync":
-            degraded = reranker.postprocess_nodes(nodes, query_str="q")
-        else:
-            degraded = await reranker.apostprocess_nodes(nodes, query_str="q")
+    degraded = await degraded_by(how, module, VLLMRanker(fake_vllm.url, api_key=api_key))
 
     assert len(degraded) == len(DOCUMENTS)
     assert problem in degraded[0].metadata["rerank_error"]
     assert SECRET not in repr(degraded)
+
+
+async def degraded_by(how: str, module: Any, ranker: VLLMRanker) -> Any:
+    """Rerank with a ranker that fails and on_error="skip"."""
+    documents = [Document(page_content=text) for text in DOCUMENTS]
+    nodes = [NodeWithScore(node=TextNode(text=text)) for text in DOCUMENTS]
+    ranker = replace(ranker, on_error="skip")
+    async with module.VLLMRerank(ranker=ranker) as reranker:
+        if module is langchain and how == "sync":
+            return reranker.compress_documents(documents, "q")
+        if module is langchain:
+            return await reranker.acompress_documents(documents, "q")
+        if how == "sync":
+            return reranker.postprocess_nodes(nodes, query_str="q")
+        return await reranker.apostprocess_nodes(nodes, query_str="q")
+
+
+@every_module
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("ALL_PROXY", "socks5://h:1"), ("NO_PROXY", "[::1]"), ("HTTP_PROXY", "foo://h:1")],
+)
+async def test_what_the_environment_does_wrong_is_covered_by_on_error(
+    how: str, module: Any, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+
+    degraded = await degraded_by(how, module, VLLMRanker("http://vllm.example"))
+
+    assert len(degraded) == len(DOCUMENTS)
+    assert variable in degraded[0].metadata["rerank_error"]
+
+
+@every_module
+def test_what_the_environment_does_wrong_is_met_where_a_reranker_is_made(
+    module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", "socks5://h:1")
+
+    with pytest.raises(RerankConnectionError, match="ALL_PROXY names a SOCKS proxy"):
+        module.VLLMRerank(ranker=VLLMRanker("http://vllm.example"))
+
+
+@every_module
+def test_what_the_environment_does_wrong_is_met_where_a_retriever_is_made_that_reranks_from_here(
+    module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", "socks5://h:1")
+
+    with pytest.raises(RerankConnectionError, match="ALL_PROXY names a SOCKS proxy"):
+        module.MilvusVLLMRetriever("docs", VLLMRanker("http://vllm.example", mode="client"))
 
 
 async def test_headers_are_sent_and_not_shown(rerank: Call, fake_vllm: FakeVLLM) -> None:
@@ -776,7 +819,7 @@ def test_one_client_serves_one_event_loop_after_another(fake_vllm: FakeVLLM) -> 
 
     def run() -> list[float]:
         return asyncio.run(
-            AsyncDriver(None, client).run(scored(ranker, "q", DOCUMENTS, NO_DEADLINE))
+            AsyncDriver(None, client).run(scored(ranker, Health(0), "q", DOCUMENTS, NO_DEADLINE))
         )
 
     first, second = run(), run()

@@ -35,9 +35,9 @@ def call(request: pytest.FixtureRequest) -> Call:
 
 
 NAMED = [
-    ("top_k", "the number of documents is 'k'"),
-    ("similarity_top_k", "the number of documents is 'k'"),
-    ("num_results", "the number of documents is 'k'"),
+    ("top_k", "it is k= here"),
+    ("similarity_top_k", "it is k= here"),
+    ("num_results", "it is k= here"),
     ("filter", "as filters={'field': 'value'}, or a Milvus expression as expr="),
     ("where", "as filters={'field': 'value'}, or a Milvus expression as expr="),
     ("expr_param", "did you mean 'expr_params'?"),
@@ -75,9 +75,9 @@ async def test_a_call_with_an_argument_of_the_retriever_says_where_to_give_it(
     [
         *NAMED,
         ("reranker", "did you mean 'ranker'?"),
-        ("embedding_function", "the embedding model is 'embedding'"),
-        ("api_key", "ranker=VLLMRanker(url, api_key=...)"),
-        ("endpoint", "ranker=VLLMRanker(url, endpoint=...)"),
+        ("embedding_function", "it is embedding= here"),
+        ("api_key", "ranker=VLLMRanker(endpoint, api_key=...)"),
+        ("endpoint", "ranker=VLLMRanker(endpoint)"),
     ],
 )
 def test_a_misnamed_argument_of_the_retriever_says_which_is_meant(name: str, advice: str) -> None:
@@ -92,10 +92,10 @@ def test_a_misnamed_argument_of_the_retriever_says_which_is_meant(name: str, adv
 @pytest.mark.parametrize(
     ("name", "advice"),
     [
-        ("api_key", "ranker=VLLMRanker(url, api_key=...)"),
-        ("mode", "ranker=VLLMRanker(url, mode=...)"),
-        ("k", "the number of documents is 'top_n'"),
-        ("top_k", "the number of documents is 'top_n'"),
+        ("api_key", "ranker=VLLMRanker(endpoint, api_key=...)"),
+        ("mode", "ranker=VLLMRanker(endpoint, mode=...)"),
+        ("k", "it is top_n= here"),
+        ("top_k", "it is top_n= here"),
         ("topn", "did you mean 'top_n'?"),
     ],
 )

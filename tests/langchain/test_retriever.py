@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -333,65 +334,45 @@ async def test_an_argument_that_a_batch_does_not_have_ends_every_run_with_the_er
     assert list(runs.ends.values()) == [[answers[0]]] * len(QUERIES)
 
 
-@pytest.mark.parametrize("configs", [1, 6])
+class Meeting:
+    """Takes place if so many callers are ever there at once."""
+
+    def __init__(self, size: int, *, expected: bool) -> None:
+        self.took_place = False
+        self._barrier = threading.Barrier(size, timeout=30 if expected else 0.5)
+
+    def wait(self, timeout: float = 0) -> None:
+        with suppress(threading.BrokenBarrierError):
+            self._barrier.wait()
+            self.took_place = True
+            self._barrier.abort()  # nobody need wait any more
+
+
+@pytest.mark.parametrize(("limit", "is_list"), [(1, False), (2, False), (2, True), (None, False)])
 async def test_a_batchs_max_concurrency_bounds_embeddings_and_rerank_requests(
-    milvus26_uri: str, fake_vllm: FakeVLLM, batch: Batch, configs: int
+    milvus26_uri: str, fake_vllm: FakeVLLM, batch: Batch, limit: int | None, is_list: bool
 ) -> None:
-    lock = threading.Lock()
-    in_flight, most = 0, 0
+    too_many = (limit or 2) + 1
+    embedding = Meeting(too_many, expected=limit is None)
+    fake_vllm.gate = reranking = Meeting(too_many, expected=limit is None)
 
-    class Counted(LetterEmbeddings):
+    class Waiting(LetterEmbeddings):
         def embed_query(self, text: str) -> list[float]:
-            nonlocal in_flight, most
-            with lock:
-                in_flight += 1
-                most = max(most, in_flight)
-            vector = super().embed_query(text)
-            with lock:
-                in_flight -= 1
-            return vector
+            embedding.wait()
+            return super().embed_query(text)
 
-    config: Any = {"max_concurrency": 1}
+    config: Any = {} if limit is None else {"max_concurrency": limit}
     retriever = MilvusVLLMRetriever(
         NAME,
         VLLMRanker(fake_vllm.url, mode="client", max_client_batch_size=3),
         uri=milvus26_uri,
-        embedding=Counted(),
+        embedding=Waiting(),
     )
 
-    answers = await batch(retriever, [*QUERIES, "rain"], config if configs == 1 else [config] * 6)
+    answers = await batch(retriever, [*QUERIES, "rain"], [config] * 6 if is_list else config)
 
     assert [len(documents) for documents in answers] == [4] * 6
-    assert fake_vllm.most_in_flight == most == 1
-
-
-async def test_a_batch_embeds_no_more_queries_at_once_than_it_is_told_to(
-    milvus26_uri: str, fake_vllm: FakeVLLM, batch: Batch
-) -> None:
-    pairs = threading.Barrier(2, timeout=30)
-    lock = threading.Lock()
-    in_flight, most = 0, 0
-
-    class InPairs(LetterEmbeddings):
-        def embed_query(self, text: str) -> list[float]:
-            nonlocal in_flight, most
-            with lock:
-                in_flight += 1
-                most = max(most, in_flight)
-            pairs.wait()  # until the other one is embedded too
-            with lock:
-                in_flight -= 1
-            pairs.wait()
-            return super().embed_query(text)
-
-    retriever = MilvusVLLMRetriever(
-        NAME, VLLMRanker(fake_vllm.url), uri=milvus26_uri, embedding=InPairs()
-    )
-
-    answers = await batch(retriever, [f"query {i}" for i in range(20)], {"max_concurrency": 2})
-
-    assert len(answers) == 20
-    assert most == 2
+    assert embedding.took_place == reranking.took_place == (limit is None)
 
 
 async def test_queries_are_embedded_as_queries_by_embed_query_or_its_async_twin(
@@ -708,3 +689,17 @@ async def test_a_field_that_no_query_reaches_is_named_once(
     messages = [r.message for r in caplog.records if r.levelname == "WARNING"]
     assert len(messages) == 1
     assert "dense field 'dense' needs query vectors" in messages[0]
+
+
+async def test_an_instruction_of_a_call_has_this_process_rerank_since_milvus_cannot_send_it(
+    milvus26_uri: str, fake_vllm: FakeVLLM, ask: Ask
+) -> None:
+    retriever = MilvusVLLMRetriever(
+        NAME, VLLMRanker(fake_vllm.url), uri=milvus26_uri, vector_field="sparse"
+    )
+
+    told = await ask(retriever, "whales", instruction="find animals")
+    untold = await ask(retriever, "whales")
+
+    assert [d.metadata["reranked_by"] for d in (*told, *untold)] == ["client", "milvus"]
+    assert [r.body.get("instruction") for r in fake_vllm.received] == ["find animals", None]

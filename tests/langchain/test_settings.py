@@ -172,9 +172,9 @@ def test_what_is_decided_when_a_reranker_is_made_says_how_to_get_another(
 
 
 def test_an_attribute_that_does_not_exist_says_which_is_meant() -> None:
-    with pytest.raises(ConfigurationError, match="the number of documents is 'k'"):
+    with pytest.raises(ConfigurationError, match="it is k= here"):
         MilvusVLLMRetriever("notes", None).top_k = 3
-    with pytest.raises(ConfigurationError, match="the number of documents is 'top_n'"):
+    with pytest.raises(ConfigurationError, match="it is top_n= here"):
         VLLMRerank(endpoint="http://localhost").k = 3
 
 
@@ -305,6 +305,19 @@ async def test_a_retriever_configured_at_run_time_shares_the_connections(
     assert await find(here, maker=retriever) == ["6"]
     assert len(set(connected)) == 1
     assert len(connected) <= 3  # async ones are closed after each call here
+
+
+def test_langchain_can_describe_what_is_configured(retriever: MilvusVLLMRetriever) -> None:
+    fields = {name: ConfigurableField(id=name) for name in ("k", "filters", "timeout")}
+    configurable = retriever.within(expr="pk > 0").configurable_fields(**fields)
+
+    described = configurable.get_config_jsonschema()["$defs"]["Configurable"]["properties"]
+
+    assert {name: described[name]["default"] for name in fields} == {
+        "k": 2,
+        "filters": None,
+        "timeout": 60.0,
+    }
 
 
 def test_a_retriever_is_neither_pickled_nor_copied_deeply(retriever: MilvusVLLMRetriever) -> None:

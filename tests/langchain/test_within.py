@@ -91,6 +91,23 @@ async def test_the_filters_of_the_retriever_it_is_made_of_stay(
     assert await numbers(narrowed) == list(range(len(TEXTS)))
 
 
+def test_what_a_retrievers_filters_were_made_of_may_change_afterwards(
+    retriever: MilvusVLLMRetriever,
+) -> None:
+    numbers, allowed = [1, 2], ["a"]
+    update = {"filters": {"number": numbers}, "expr": "t in {t}", "expr_params": {"t": allowed}}
+    narrowed = retriever.model_copy(update=update)
+    confined = narrowed.within(filters={"pk": numbers}, partition_names=allowed)
+    before = repr(confined.scope)
+
+    numbers.append(3)
+    allowed.append("b")
+    assert narrowed.expr_params is not None
+    narrowed.expr_params["t"].append("c")
+
+    assert repr(confined.scope) == before
+
+
 async def test_what_a_call_asks_is_joined_to_it(
     retriever: MilvusVLLMRetriever, numbers: Numbers
 ) -> None:

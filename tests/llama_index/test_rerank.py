@@ -233,7 +233,23 @@ async def test_a_reranking_is_told_once_to_event_handlers_and_callbacks_even_of_
         "query_str": "longest",
         "top_k": 5,
     }
-    assert returned.payload == {"nodes": reranked}
+    assert returned.payload == {"nodes": reranked, "model_name": reranker._adapter.model}
+
+
+async def test_events_name_the_model_once_an_answer_has_named_it(
+    fake_vllm: FakeVLLM, nodes: list[NodeWithScore], postprocess: Postprocess, events: list[Any]
+) -> None:
+    reranker = VLLMRerank(endpoint=fake_vllm.url)
+    debug = LlamaDebugHandler(print_trace_on_end=False)
+    reranker.callback_manager = CallbackManager([debug])
+
+    for _ in range(2):
+        await postprocess(reranker, nodes, query_str="longest")
+
+    starts = [event for event in events if event.class_name() == "ReRankStartEvent"]
+    assert [start.model_name for start in starts] == ["", "fake"]
+    ends = [end.payload for _, end in debug.get_event_pairs(CBEventType.RERANKING)]
+    assert [end["model_name"] for end in ends] == ["fake", "fake"]
 
 
 class Given(BaseRetriever):
@@ -443,7 +459,7 @@ HERE = {"endpoint": "http://localhost"}
         ({**HERE, "timeout": float("inf")}, "timeout must be a positive number"),
         ({**HERE, "k": 3}, "unknown argument 'k': it is top_n= here"),
         ({**HERE, "top_k": 3}, "unknown argument 'top_k': it is top_n= here"),
-        ({**HERE, "api_key": "sk-mine"}, "ranker=VLLMRanker(url, api_key=...)"),
+        ({**HERE, "api_key": "sk-mine"}, "ranker=VLLMRanker(endpoint, api_key=...)"),
         ({**HERE, "keep_retrieval_scores": 1}, "did you mean 'keep_retrieval_score'?"),
     ],
 )

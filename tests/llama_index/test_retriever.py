@@ -845,7 +845,7 @@ def test_secrets_are_not_printed_with_the_retriever(fake_vllm: FakeVLLM) -> None
         ({"filter": "a > 1"}, "filters=MetadataFilters(...), or a Milvus expression as expr="),
         ({"similarity_topk": 3}, "did you mean 'similarity_top_k'"),
         ({"embedding": LetterModel()}, "it is embed_model= here"),
-        ({"api_key": "sk-mine"}, "give it to the ranker: VLLMRanker(url, api_key=...)"),
+        ({"api_key": "sk-mine"}, "give it to the ranker: ranker=VLLMRanker(endpoint, api_key=...)"),
         ({"endpoint": "http://vllm"}, "give it to the ranker"),
         ({"similarity_top_k": 0}, "similarity_top_k must be between 1"),
         ({"similarity_top_k": True}, "similarity_top_k must be a whole number, not bool"),

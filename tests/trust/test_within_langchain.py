@@ -7,10 +7,14 @@ package, or an answer of tenant a's rows alone.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from langchain_core.runnables import ConfigurableField, Runnable
 from pymilvus import MilvusClient, MilvusException
 
@@ -18,7 +22,7 @@ from milvus_vllm_retrievers import ConfigurationError, SearchError, VLLMRanker
 from milvus_vllm_retrievers.langchain import MilvusVLLMRetriever
 from tests.fakes import FakeVLLM, LetterEmbeddings
 from tests.trust import hostile
-from tests.trust.test_tenants import Server, can_be_stored, filled
+from tests.trust.test_tenants import Server, can_be_stored, expressions, few_examples, filled, texts
 
 QUESTION = "a note"
 
@@ -176,3 +180,36 @@ async def test_the_rerank_model_sees_no_text_of_another_tenant(
 
     sent = {text for received in fake_vllm.received for text in received.body["documents"]}
     assert sent == {"a note of tenant a"}
+
+
+STEPS: dict[str, Callable[[MilvusVLLMRetriever, str], MilvusVLLMRetriever]] = {
+    "assign expr": lambda r, s: assigned(r, expr=s),
+    "assign filters": lambda r, s: assigned(r, filters={"tenant": ["b", s]}),
+    "assign nothing": lambda r, s: assigned(r, expr=None, filters=None),
+    "copy": lambda r, s: copy.copy(r),
+    "copy with expr": lambda r, s: r.model_copy(update={"expr": s, "filters": None}),
+    "copy with filters": lambda r, s: r.model_copy(update={"filters": {"owner": s}}),
+    "within": lambda r, s: r.within(expr=s),
+    "within filters": lambda r, s: r.within(filters={"owner": [s, "b"]}),
+}
+
+
+@few_examples
+@given(
+    steps=st.lists(st.tuples(st.sampled_from(sorted(STEPS)), expressions | texts), max_size=4),
+    way=st.sampled_from(sorted(WAYS)),
+    last=expressions,
+)
+async def test_no_chain_of_such_steps_shows_a_row_of_another_tenant(
+    server: Server, steps: list[tuple[str, str]], way: str, last: str
+) -> None:
+    async with MilvusVLLMRetriever(
+        "tenants", None, uri=server.uri, embedding=LetterEmbeddings(), k=100
+    ) as opened:
+        confined = opened.within(filters={"tenant": "a"})
+        for step, string in steps:
+            with suppress(ConfigurationError):
+                confined = STEPS[step](confined, string)
+
+        assert await tenants(WAYS[way], confined, last, is_async=True) <= {"a"}
+        assert await tenants(WAYS[way], confined, last, is_async=False) <= {"a"}

@@ -19,7 +19,7 @@ from milvus_vllm_retrievers._core.route import route
 from milvus_vllm_retrievers._core.server import Server
 from milvus_vllm_retrievers._core.services import Answer
 from milvus_vllm_retrievers._core.steps import CallMilvus, Flow, Send, Step, Together
-from milvus_vllm_retrievers._core.target import Reranking, Target, TargetSettings, telling
+from milvus_vllm_retrievers._core.target import Reranking, Target, TargetSettings, fingerprint
 from tests.unit.builders import DENSE, FROM_TEXT, KEY, SPARSE, TEXT, description, layout
 
 URL = "http://vllm"
@@ -47,7 +47,7 @@ def target(
     """The collection docs: `pk`, the text `document`, two dense fields and a BM25 field."""
     return Target(
         settings=TargetSettings(collection_name="docs", vector_field=fields, encoders=encoders),
-        described_as=telling(description(*FIELDS, functions=[FROM_TEXT])),
+        fingerprint=fingerprint(description(*FIELDS, functions=[FROM_TEXT])),
         layout=layout(*FIELDS, functions=[FROM_TEXT]),
         server=Server.from_version(server),
         text=TextField("document", "the only VARCHAR field", nullable),

@@ -551,6 +551,7 @@ def test_a_callable_key_is_not_read_back_either(round_trip: Callable[[VLLMRanker
 )
 def test_a_ranker_is_written_without_its_secrets_and_clients(ranker: VLLMRanker) -> None:
     ways = [repr(ranker), str(ADAPTER.dump_python(ranker)), str(ADAPTER.dump_json(ranker))]
+    _ = ranker.secrets, ranker.plain_key, ranker.plain_headers
     ways.append(str(vars(ranker)))
 
     assert "sk-" not in " ".join(ways)

@@ -94,7 +94,9 @@ def test_texts_are_scored_in_batches_and_put_together_again() -> None:
     ranker = VLLMRanker(URL, max_client_batch_size=2)
     by_hand = ByHand(lambda step: scored(*map(float, body(step)["documents"])))
 
-    scores = by_hand.run(scores_of(ranker, "q", ["1", "2", None, "3", "4", "5"], DEADLINE, 3))
+    scores = by_hand.run(
+        scores_of(ranker, Health(0), "q", ["1", "2", None, "3", "4", "5"], DEADLINE, 3)
+    )
 
     (together,) = by_hand.of(Together)
     assert together.limit == 3
@@ -112,7 +114,7 @@ def test_every_text_keeps_its_score_however_the_requests_are_cut(
     ranker = VLLMRanker(URL, max_client_batch_size=size)
     by_hand = ByHand(lambda step: scored(*map(float, body(step)["documents"])))
 
-    scores = by_hand.run(scores_of(ranker, "q", texts, DEADLINE, 4))
+    scores = by_hand.run(scores_of(ranker, Health(0), "q", texts, DEADLINE, 4))
 
     assert scores == [float(text) if has_text(text) else None for text in texts]
     assert all(len(body(step)["documents"]) <= (size or 99) for step in by_hand.of(Send))
@@ -136,7 +138,7 @@ def test_a_failed_request_fails_its_whole_call() -> None:
     by_hand = ByHand(lambda step: DOWN if "c" in body(step)["documents"] else scored(0.1, 0.2))
 
     with pytest.raises(RerankConnectionError):
-        by_hand.run(scores_of(ranker, "q", list("abcd"), DEADLINE, 2))
+        by_hand.run(scores_of(ranker, Health(0), "q", list("abcd"), DEADLINE, 2))
 
 
 # Tries
@@ -149,7 +151,7 @@ def _no_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_no_jitter")
 def test_a_request_is_sent_again_after_pauses_as_often_as_the_ranker_says() -> None:
-    flow = scored_in_one_request(VLLMRanker(URL, max_retries=2), "q", ["a"], DEADLINE)
+    flow = scored_in_one_request(VLLMRanker(URL, max_retries=2), Health(0), "q", ["a"], DEADLINE)
 
     first = next(flow)
     assert flow.throw(DOWN) == Pause(1)
@@ -162,7 +164,7 @@ def test_a_request_is_sent_again_after_pauses_as_often_as_the_ranker_says() -> N
 
 @pytest.mark.usefixtures("_no_jitter")
 def test_a_request_that_worked_in_a_later_try_has_worked() -> None:
-    flow = scored_in_one_request(VLLMRanker(URL), "q", ["a"], DEADLINE)
+    flow = scored_in_one_request(VLLMRanker(URL), Health(0), "q", ["a"], DEADLINE)
     next(flow)
     flow.send(BUSY)
     flow.send(None)
@@ -172,7 +174,7 @@ def test_a_request_that_worked_in_a_later_try_has_worked() -> None:
 
 @pytest.mark.usefixtures("_no_jitter")
 def test_no_pause_is_begun_that_outlasts_the_call() -> None:
-    flow = scored_in_one_request(VLLMRanker(URL), "q", ["a"], Deadline.after(0.5))
+    flow = scored_in_one_request(VLLMRanker(URL), Health(0), "q", ["a"], Deadline.after(0.5))
     next(flow)
 
     with pytest.raises(RerankConnectionError):
@@ -181,7 +183,7 @@ def test_no_pause_is_begun_that_outlasts_the_call() -> None:
 
 @pytest.mark.parametrize("answer", [scored(0.5, 0.5), Answer(400, httpx.Headers(), "too long")])
 def test_an_answer_that_another_try_would_not_better_is_final(answer: Answer) -> None:
-    flow = scored_in_one_request(VLLMRanker(URL), "q", ["a"], DEADLINE)
+    flow = scored_in_one_request(VLLMRanker(URL), Health(0), "q", ["a"], DEADLINE)
     next(flow)
 
     with pytest.raises((RerankResponseError, RerankStatusError)):
@@ -189,7 +191,7 @@ def test_an_answer_that_another_try_would_not_better_is_final(answer: Answer) ->
 
 
 def test_a_request_that_took_too_long_is_not_sent_again() -> None:
-    flow = scored_in_one_request(VLLMRanker(URL), "q", ["a"], DEADLINE)
+    flow = scored_in_one_request(VLLMRanker(URL), Health(0), "q", ["a"], DEADLINE)
     next(flow)
 
     with pytest.raises(RerankTimeoutError):

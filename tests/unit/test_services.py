@@ -22,6 +22,7 @@ from milvus_vllm_retrievers import (
     VLLMRanker,
 )
 from milvus_vllm_retrievers._core import services
+from milvus_vllm_retrievers._core.deadline import NO_DEADLINE
 from milvus_vllm_retrievers._core.services import (
     Answer,
     RerankClient,
@@ -103,7 +104,7 @@ def test_a_lone_surrogate_is_sent_as_a_question_mark() -> None:
     assert "größe".encode() in request.content
 
 
-finite = st.floats(allow_nan=False, allow_infinity=False)
+finite = st.floats(allow_nan=False, allow_infinity=False, width=32)
 
 
 @given(st.lists(finite, max_size=20).flatmap(lambda s: st.permutations(list(enumerate(s)))))
@@ -187,7 +188,7 @@ def test_a_long_error_answer_is_shown_in_part() -> None:
     error = status_error(said(500, "a document " * 500), REQUEST)
 
     assert len(error.body) == 200
-    assert len(str(error)) < 300
+    assert str(error).count("a document ") < 20
 
 
 @pytest.mark.parametrize(
@@ -217,8 +218,8 @@ def test_an_endpoint_that_is_another_route_of_vllm_is_told_from_the_base_url(pat
 
     error = str(status_error(said(404, '{"detail": "Not Found"}'), request))
 
-    assert "endpoint= is the base URL, to which /v1/rerank is added" in error
-    assert f"pass endpoint={HOST!r}" in error
+    assert "the endpoint is its base URL" in error
+    assert f"Unless {path!r} is a gateway's prefix, pass endpoint={HOST!r}" in error
 
 
 REDIRECTS = [
@@ -353,7 +354,8 @@ def test_a_wait_is_read_where_it_is_given_in_seconds(
 def test_a_request_without_an_answer_is_a_timeout_or_a_broken_connection(
     error: httpx.HTTPError, kind: type[Exception], advice: str
 ) -> None:
-    made = transport_error(error, REQUEST)
+    limit = NO_DEADLINE.or_after(10, "the ranker's timeout")
+    made = transport_error(error, REQUEST, limit)
 
     assert type(made) is kind
     assert advice in str(made)
@@ -394,7 +396,7 @@ def test_a_broken_connection_comes_with_what_to_do(
 ) -> None:
     request = build_request(VLLMRanker(endpoint), "q", ["a"])
 
-    assert advice in str(transport_error(error, request))
+    assert advice in str(transport_error(error, request, NO_DEADLINE))
 
 
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
@@ -416,7 +418,7 @@ def test_a_proxy_that_cannot_be_reached_is_named(
 ) -> None:
     no_proxies.setenv(name, "http://user:sk-secret@proxy:3128")
 
-    told = str(transport_error(error, REQUEST))
+    told = str(transport_error(error, REQUEST, NO_DEADLINE))
 
     assert f"that is the proxy which {name} names, not vLLM" in told
     assert "sk-secret" not in told
@@ -436,7 +438,9 @@ def test_where_no_proxy_is_used_none_is_blamed(
     for name, value in variables.items():
         no_proxies.setenv(name, value)
 
-    assert "is vLLM running there" in str(transport_error(httpx.ConnectError("no"), REQUEST))
+    assert "is vLLM running there" in str(
+        transport_error(httpx.ConnectError("no"), REQUEST, NO_DEADLINE)
+    )
 
 
 @pytest.mark.parametrize(
@@ -502,7 +506,9 @@ def pause(error: Exception, attempt: int = 1, left: float | None = None) -> floa
     return pause_before_retry(error, attempt, VLLMRanker(HOST, max_retries=40), left)
 
 
-UNTRUSTED = transport_error(httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED]"), REQUEST)
+UNTRUSTED = transport_error(
+    httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED]"), REQUEST, NO_DEADLINE
+)
 
 
 @pytest.mark.parametrize(

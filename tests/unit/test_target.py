@@ -16,7 +16,7 @@ from milvus_vllm_retrievers._core.target import (
     TargetSettings,
     describe,
     find_target,
-    telling,
+    fingerprint,
 )
 from tests.unit.builders import DENSE, KEY, SPARSE, TEXT, description, field, layout
 from tests.unit.flows import DEADLINE, LITE, URL, finish, target
@@ -46,7 +46,7 @@ def test_a_target_is_read_from_the_collection_and_the_server() -> None:
     assert asked == CallMilvus("version of the Milvus server", "get_server_version", {}, DEADLINE)
     assert found(flow, "v2.6.4-dev") == Target(
         settings=SETTINGS,
-        described_as=telling(description()),
+        fingerprint=fingerprint(description()),
         layout=layout(),
         server=Server(
             "v2.6.4-dev", known=True, is_lite=False, provider="vllm", reranks_nullable=False
@@ -101,7 +101,7 @@ def test_rows_that_do_not_tell_either_leave_the_choice_to_the_user() -> None:
 def test_a_collection_that_has_not_changed_is_told_to_be_the_same() -> None:
     described = {**description(), "collection_id": 7}
 
-    assert telling({**described, "num_partitions": 1, "aliases": []}) == telling(
+    assert fingerprint({**described, "num_partitions": 1, "aliases": []}) == fingerprint(
         {**described, "num_partitions": 2, "aliases": ["docs"]}
     )
 
@@ -116,7 +116,7 @@ def test_a_collection_that_has_not_changed_is_told_to_be_the_same() -> None:
     ],
 )
 def test_another_collection_and_other_fields_are_told_apart(other: dict[str, object]) -> None:
-    assert telling(other) != telling({**description(), "collection_id": 7})
+    assert fingerprint(other) != fingerprint({**description(), "collection_id": 7})
 
 
 # The fields that are searched

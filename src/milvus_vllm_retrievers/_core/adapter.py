@@ -28,7 +28,7 @@ from milvus_vllm_retrievers._core.target import (
     TargetSettings,
     describe,
     find_target,
-    telling,
+    fingerprint,
 )
 from milvus_vllm_retrievers.errors import (
     ConfigurationError,
@@ -126,7 +126,7 @@ class MilvusVLLMAdapter:
             connection.hide(*ranker.secrets)
         self._settings = settings
         self._ranker = ranker
-        self._health = None if ranker is None else Health(ranker.cool_down)
+        self._health = None if ranker is None else Health(ranker.cool_down, ranker.model or "")
         self._client = None if ranker is None else _client(ranker, direct=ranker.mode == "client")
         self._driver = SyncDriver(connection, self._client)
         self._async_driver = AsyncDriver(connection, self._client)
@@ -334,7 +334,7 @@ class MilvusVLLMAdapter:
             description = yield from describe(self._settings.collection_name, deadline)
         except SearchError:
             return target  # the search that follows tells what is the matter
-        if telling(description) == target.described_as:
+        if fingerprint(description) == target.fingerprint:
             return target
         logger.info("collection %r has changed: reading it anew", self._settings.collection_name)
         return (yield from self._read(description, deadline))
@@ -416,6 +416,10 @@ class Reranker(Closes, Protocol):
     async def arank(self, query: Query, items: Sequence[Item]) -> list[Ranking]:
         """Rank items by relevance to the query; the async twin of `rank`."""
 
+    @property
+    def model(self) -> str:
+        """The rerank model's name as far as it is known; empty if it is not."""
+
 
 class TextReranker:
     """Ranks the items' texts straight against vLLM; needs no Milvus and no pymilvus.
@@ -427,8 +431,8 @@ class TextReranker:
 
     def __init__(self, ranker: VLLMRanker, timeout: float | None = None) -> None:
         self._ranker = ranker
-        self._health = Health(ranker.cool_down)
-        self._timeout = timeout
+        self._health = Health(ranker.cool_down, ranker.model or "")
+        self.timeout = timeout
         self._client = _client(ranker, direct=True)
         self._driver = SyncDriver(None, self._client)
         self._async_driver = AsyncDriver(None, self._client)
@@ -445,6 +449,11 @@ class TextReranker:
         """Rank items by relevance to the query; the async twin of `rank`."""
         return await self._async_driver.run(self._ranking(query, items))
 
+    @property
+    def model(self) -> str:
+        """The model's name: the ranker's, or what an answer said."""
+        return self._health.model
+
     def close(self) -> None:
         """Close the blocking connections."""
         self._client.close()
@@ -455,7 +464,7 @@ class TextReranker:
 
     def _ranking(self, query: Query, items: Sequence[Item]) -> Flow[list[Ranking]]:
         texts = [item.text for item in items]
-        deadline = Deadline.after(self._timeout)
+        deadline = Deadline.after(self.timeout)
         return rank_texts(self._ranker, self._health, query, texts, deadline)
 
 
@@ -476,16 +485,24 @@ class RowReranker:
     """Has Milvus rank the items' rows, found by primary key; no text travels.
 
     Args:
-        adapter: The collection, with a ranker.
+        connection: Where Milvus is.
+        settings: The collection.
+        ranker: How Milvus reranks.
         options: Partitions, consistency level, search parameters and timeout.
         on_missing: Items without a row raise, or are kept last, marked.
     """
 
     def __init__(
-        self, adapter: MilvusVLLMAdapter, options: SearchOptions, on_missing: OnMissing
+        self,
+        connection: MilvusConnection,
+        settings: TargetSettings,
+        ranker: VLLMRanker,
+        options: SearchOptions,
+        on_missing: OnMissing,
     ) -> None:
-        self._adapter = adapter
-        self._options = options
+        self._adapter = MilvusVLLMAdapter(connection, settings, ranker)
+        self._ranker = ranker
+        self.options = options
         self._on_missing: OnMissing = on_missing
 
     @classmethod
@@ -500,17 +517,26 @@ class RowReranker:
             search_params=arguments.search_params,
             timeout=arguments.timeout,
         )
-        connection = MilvusConnection.of(arguments)
-        adapter = MilvusVLLMAdapter(connection, settings, arguments.ranker)
-        return cls(adapter, options, arguments.on_missing)
+        return cls(
+            MilvusConnection.of(arguments),
+            settings,
+            arguments.ranker,
+            options,
+            arguments.on_missing,
+        )
 
     def rank(self, query: Query, items: Sequence[Item]) -> list[Ranking]:
         """Rank items by relevance to the query, best first; see `MilvusVLLMAdapter.rank`."""
-        return self._adapter.rank(query, items, self._options, self._on_missing)
+        return self._adapter.rank(query, items, self.options, self._on_missing)
 
     async def arank(self, query: Query, items: Sequence[Item]) -> list[Ranking]:
         """Rank items by relevance to the query; the async twin of `rank`."""
-        return await self._adapter.arank(query, items, self._options, self._on_missing)
+        return await self._adapter.arank(query, items, self.options, self._on_missing)
+
+    @property
+    def model(self) -> str:
+        """The model's name: the ranker's; Milvus tells of no other."""
+        return self._ranker.model or ""
 
     def close(self) -> None:
         """Close the blocking connections that are ours."""

@@ -7,13 +7,20 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from pydantic import SecretStr
 from typing_extensions import TypedDict
 
+from milvus_vllm_retrievers.ranker import VLLMRanker
+
 # The default of an argument for which None means something.
 NOT_GIVEN: Any = ...
+
+_COUNTS = ("k", "top_k", "similarity_top_k", "top_n", "num_results", "n_results", "limit")
+_FILTERS = ("filter", "where", "metadata_filter", "metadata_filters", "vector_store_kwargs")
+_EMBEDDINGS = ("embed_model", "embedding", "embeddings", "embed", "embedding_function")
 
 
 class MilvusArguments(TypedDict, total=False):
@@ -55,6 +62,28 @@ class RowRerankArguments(MilvusArguments, total=False):
     top_n: int | None
 
 
+def other_names(count: str, filters: str = "", embedding: str = "") -> dict[str, str]:
+    """Say what to write in place of arguments that others use for the same things.
+
+    Args:
+        count: What the number of results is called.
+        filters: How filters are passed; empty where there are none.
+        embedding: What the embedding model is called; empty where there is none.
+    """
+    meant = {
+        each.name: f"give it to the ranker: ranker=VLLMRanker(endpoint, {each.name}=...)"
+        for each in fields(VLLMRanker)
+    }
+    meant["endpoint"] = "give it to the ranker: ranker=VLLMRanker(endpoint)"
+    meant |= dict.fromkeys(_COUNTS, f"it is {count}= here")
+    if filters:
+        how = f"pass values to match as {filters}, or a Milvus expression as expr="
+        meant |= dict.fromkeys(_FILTERS, how)
+    if embedding:
+        meant |= dict.fromkeys(_EMBEDDINGS, f"it is {embedding}= here")
+    return meant
+
+
 def given_ranker(ranker: Any, *, stacklevel: int = 2) -> Any:
     """Return the ranker of a retriever, and warn where none was given.
 
@@ -65,8 +94,9 @@ def given_ranker(ranker: Any, *, stacklevel: int = 2) -> Any:
     if ranker is not NOT_GIVEN:
         return ranker
     warnings.warn(
-        "a retriever without a ranker returns results as they were found, not reranked: pass "
-        "ranker=VLLMRanker('http://localhost:8000'), or write ranker=None if that is meant",
+        "no ranker was given, so nothing is reranked: pass "
+        "ranker=VLLMRanker('http://localhost:8000'), or ranker=None where the order of the search "
+        "is meant",
         stacklevel=stacklevel + 1,
     )
     return None

@@ -122,15 +122,18 @@ class Health:
 
     Args:
         cool_down: Seconds for which a service that keeps failing is spared.
+        model: The model's name, where the ranker has one.
 
     Attributes:
         in_milvus: How reranking inside Milvus has been going.
         from_here: How reranking from this process has been going.
+        model: The model's name, or what the first answer says it is; empty until then.
     """
 
-    def __init__(self, cool_down: float) -> None:
+    def __init__(self, cool_down: float, model: str = "") -> None:
         self.in_milvus = CoolDown("inside Milvus", cool_down)
         self.from_here = CoolDown("from this process", cool_down)
+        self.model = model
         self._warned = threading.Event()
 
     def check_spread(self, texts: Iterable[str | None], scores: Sequence[float | None]) -> None:

@@ -16,6 +16,7 @@ _ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\
 # A text in quotes, as both grammars read it: a backslash takes the next character along.
 _STRING = re.compile(r""""(?:[^"\\\r\n]|\\[^\r\n])*"|'(?:[^'\\\r\n]|\\[^\r\n])*\'""")
 _NOT_IN_EXPRESSIONS = re.compile(r"[\"'\\;#]|--|//|/\*|\*/|[^\S \t\r\n]|[\x00-\x08\x0e-\x1f\x7f]")
+_TEMPLATE = re.compile(r"\{\s*([A-Za-z_]\w*)\s*\}")
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # What the grammars (Milvus's Plan.g4, Lite's tokens.py) read as something else than a field.
 _KEYWORD = re.compile(
@@ -171,6 +172,11 @@ def checked_expr(expr: str | None) -> None:
         raise ConfigurationError(
             f"expr is not complete, a {expected[-1]!r} is missing: {_shown(expr)}"
         )
+
+
+def template_names(*expressions: str) -> set[str]:
+    """Return the names of the ``{templates}`` that expressions take values for."""
+    return {name for expr in expressions for name in _TEMPLATE.findall(_STRING.sub(" ", expr))}
 
 
 def _shown(expr: str) -> str:

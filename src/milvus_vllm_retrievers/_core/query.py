@@ -7,10 +7,11 @@ import math
 import operator
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from milvus_vllm_retrievers._core.expressions import all_of, checked_expr
+from milvus_vllm_retrievers._core.expressions import all_of, checked_expr, template_names
 from milvus_vllm_retrievers.errors import ConfigurationError, excerpt
 
 if TYPE_CHECKING:
@@ -195,10 +196,7 @@ class SearchOptions:
             raise ConfigurationError("timeout must be a positive number of seconds, or None")
         if self.score_threshold is not None and not _is_finite(self.score_threshold):
             raise ConfigurationError("score_threshold must be a finite number, or None")
-        if self.instruction is not None and not (
-            isinstance(self.instruction, str) and self.instruction.strip()
-        ):
-            raise ConfigurationError("instruction must be a non-empty text, or None")
+        _check_instruction(self.instruction)
         checked_expr(self.expr)
         _check_partitions(self.partition_names)
 
@@ -287,15 +285,21 @@ class SearchOptions:
             )
         checked_expr(expr)
         _check_partitions(partition_names)
+        _check_instruction(instruction)
         old = self.scope or Scope()
         own = _common(old.partition_names, self.partition_names)
         scope = Scope(
             exprs=(*old.exprs, *(e for e in (self.expr, expr) if e and e.strip())),
             wheres=(*old.wheres, *self.wheres, *(() if where is None else (where,))),
-            expr_params={**old.expr_params, **(self.expr_params or {})},
+            expr_params=deepcopy({**old.expr_params, **(self.expr_params or {})}),
             partition_names=_common(own, partition_names),
             instruction=instruction or self.instruction or old.instruction,
         )
+        if unbound := template_names(*scope.exprs) - scope.expr_params.keys():
+            raise ConfigurationError(
+                f"within: the template {sorted(unbound)[0]!r} in expr has no value, so that a call "
+                "could choose it: pass the value as filters="
+            )
         return replace(
             self,
             expr=None,
@@ -358,6 +362,11 @@ def _common(allowed: Sequence[str] | None, asked: Sequence[str] | None) -> tuple
             f"confined to, {list(allowed)}"
         )
     return tuple(asked)
+
+
+def _check_instruction(instruction: object) -> None:
+    if instruction is not None and not (isinstance(instruction, str) and instruction.strip()):
+        raise ConfigurationError("instruction must be a non-empty text, or None")
 
 
 def _check_partitions(names: Sequence[str] | None) -> None:

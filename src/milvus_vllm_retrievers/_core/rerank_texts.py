@@ -59,7 +59,7 @@ def scores_from_here(
         raise spared
     try:
         limit = in_flight or ranker.max_concurrency
-        scores = yield from scores_of(ranker, query, texts, deadline, limit)
+        scores = yield from scores_of(ranker, health, query, texts, deadline, limit)
     except RerankError as error:
         if may_fail:
             health.from_here.note([error], worked=False)
@@ -72,6 +72,7 @@ def scores_from_here(
 
 def scores_of(
     ranker: VLLMRanker,
+    health: Health,
     query: str,
     texts: Sequence[str | None],
     deadline: Deadline,
@@ -86,10 +87,10 @@ def scores_of(
     scores: Scores = [None] * len(texts)
     size = ranker.max_client_batch_size or len(filled)
     if len(filled) <= size:
-        found = [(yield from scored(ranker, query, filled, deadline))] if filled else []
+        found = [(yield from scored(ranker, health, query, filled, deadline))] if filled else []
     else:
         parts = [filled[start : start + size] for start in range(0, len(filled), size)]
-        flows = [scored(ranker, query, part, deadline) for part in parts]
+        flows = [scored(ranker, health, query, part, deadline) for part in parts]
         found = yield Together(flows, in_flight)
     for i, score in zip(places, (score for part in found for score in part), strict=True):
         scores[i] = score
@@ -97,7 +98,7 @@ def scores_of(
 
 
 def scored(
-    ranker: VLLMRanker, query: str, texts: Sequence[str], deadline: Deadline
+    ranker: VLLMRanker, health: Health, query: str, texts: Sequence[str], deadline: Deadline
 ) -> Flow[list[float]]:
     """Score texts in one request, tried again as the ranker says.
 
@@ -107,12 +108,16 @@ def scored(
     request = services.build_request(ranker, query, texts)
     for attempt in count(1):
         try:
-            return services.read_scores((yield Send(request, deadline)), request)
+            answer = yield Send(request, deadline)
+            scores = services.read_scores(answer, request)
         except RerankError as error:
             left = deadline.remaining()
             pause = services.pause_before_retry(error, attempt, ranker, left)
             if pause is None:
                 raise
+        else:
+            health.model = health.model or services.read_model(answer)
+            return scores
         yield Pause(pause)
     raise AssertionError  # the last try returns or raises
 

@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from typing import Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -59,7 +59,6 @@ _RETRIED_ONCE_STATUS = 500
 _LONGEST_WAIT = 8.0
 _LIMITS = httpx.Limits(keepalive_expiry=LONGEST_REST)
 _OK = 200
-_NOT_FOUND = 404
 _REDIRECTS = range(300, 400)
 _REDIRECTS_THAT_KEEP_THE_BODY = (307, 308)
 _MOST_REDIRECTS = 3
@@ -69,10 +68,6 @@ _NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "record layer failure
 _LASTING = ("CERTIFICATE_VERIFY_FAILED", *_NO_TLS)
 
 T = TypeVar("T")
-
-
-class _HopelessError(RerankConnectionError):
-    """No connection, and another try would bring none either."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +97,7 @@ class RerankRequest:
         return 4 * len(self.content) + 1000 * self.documents + 1_000_000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Answer:
     """One HTTP answer, read to its end.
 
@@ -117,6 +112,14 @@ class Answer:
     headers: httpx.Headers = field(repr=False)
     text: str = field(repr=False)
     secrets: Sequence[str] = field(default=(), repr=False)
+
+    @cached_property
+    def json(self) -> Any:
+        """What the body says; None if that is no JSON."""
+        try:
+            return json.loads(self.text)
+        except (ValueError, RecursionError):
+            return None
 
     def shown(self, text: str) -> str:
         """Shorten a part of the answer for a message, without secrets."""
@@ -155,8 +158,8 @@ def read_models(answer: Answer, request: RerankRequest) -> list[str]:
     if answer.status_code != _OK:
         raise status_error(answer, request)
     try:
-        names = [model["id"] for model in json.loads(answer.text)["data"]]
-    except (ValueError, TypeError, KeyError, RecursionError):
+        names = [model["id"] for model in answer.json["data"]]
+    except (TypeError, KeyError):
         names = [None]
     if not all(isinstance(name, str) for name in names):
         raise _other_answer(answer, request, "a list of models")
@@ -172,7 +175,7 @@ def read_scores(answer: Answer, request: RerankRequest) -> list[float]:
     """
     if answer.status_code != _OK:
         raise status_error(answer, request)
-    results = _results(answer.text)
+    results = _results(answer)
     if results is None:
         raise _other_answer(answer, request, "rerank results")
     scores = dict(results)
@@ -199,20 +202,26 @@ def _other_answer(answer: Answer, request: RerankRequest, wanted: str) -> Rerank
     )
 
 
-def _results(text: str) -> list[tuple[int, float]] | None:
-    """Read indexes and scores; None if the text is something else."""
+def read_model(answer: Answer) -> str:
+    """Read which model has scored; empty if the answer does not say it."""
+    model = answer.json.get("model") if isinstance(answer.json, dict) else None
+    return model if isinstance(model, str) else ""
+
+
+def _results(answer: Answer) -> list[tuple[int, float]] | None:
+    """Read indexes and scores; None if the answer has something else."""
     try:
-        results = json.loads(text)["results"]
+        results = answer.json["results"]
         if not all(type(result["index"]) is int for result in results):
             return None
         return [(result["index"], float(result["relevance_score"])) for result in results]
-    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+    except (ValueError, TypeError, KeyError, OverflowError):
         return None
 
 
 def status_error(answer: Answer, request: RerankRequest) -> RerankStatusError:
     """Make the error for a status other than 200, with what to do about it."""
-    text = answer.shown(_error_text(answer.text)).removesuffix(".")
+    text = answer.shown(_error_text(answer)).removesuffix(".")
     return RerankStatusError(
         f"{request.url} answered {answer.status_code}: {text}{_hint(answer, request)}",
         status_code=answer.status_code,
@@ -221,16 +230,13 @@ def status_error(answer: Answer, request: RerankRequest) -> RerankStatusError:
     )
 
 
-def _error_text(body: str) -> str:
+def _error_text(answer: Answer) -> str:
     """Return the message of vLLM's error answers (they have three shapes), or the body."""
-    try:
-        answer = json.loads(body)
-    except (ValueError, RecursionError):
-        return body
-    if not isinstance(answer, dict):
-        return body
-    error = answer.get("error", answer.get("detail", body))
-    return str(error.get("message", body) if isinstance(error, dict) else error)
+    said = answer.json
+    if not isinstance(said, dict):
+        return answer.text
+    error = said.get("error", said.get("detail", answer.text))
+    return str(error.get("message", answer.text) if isinstance(error, dict) else error)
 
 
 def _hint(answer: Answer, request: RerankRequest) -> str:
@@ -238,17 +244,11 @@ def _hint(answer: Answer, request: RerankRequest) -> str:
         return _redirect_hint(answer, request)
     about_key = "Check the ranker's api_key" + ("" if answer.secrets else " (none is given)")
     advice = status_advice(answer.status_code, answer.text, about_key)
-    prefix = _if_no_prefix(request) if answer.status_code == _NOT_FOUND else ""
-    return f". {advice}{prefix}" if advice else prefix
-
-
-def _if_no_prefix(request: RerankRequest) -> str:
     path = urlsplit(request.endpoint).path
-    base = request.endpoint.removesuffix(path)
-    return path and (
-        f". endpoint= is the base URL, to which {request.path} is added: unless {path!r} is a "
-        f"gateway's prefix, pass endpoint={base!r}"
-    )
+    if path and "base URL" in advice:
+        base = request.endpoint.removesuffix(path)
+        advice += f". Unless {path!r} is a gateway's prefix, pass endpoint={base!r}"
+    return f". {advice}" if advice else ""
 
 
 def _redirect_hint(answer: Answer, request: RerankRequest) -> str:
@@ -289,7 +289,7 @@ def redirected(answer: Answer, request: RerankRequest) -> RerankRequest | None:
 def transport_error(
     error: Exception,
     request: RerankRequest,
-    limit: Deadline,
+    limit: Deadline = NO_DEADLINE,
     secrets: Sequence[str] = (),
     *,
     own: bool = True,
@@ -311,15 +311,17 @@ def transport_error(
             f"{limit.argument}, or rerank fewer candidates (fetch_k)"
         )
     elif isinstance(error, RuntimeError):
-        failed = _HopelessError(
+        failed = RerankConnectionError(
             f"{request.url} was not asked ({text}): is the http_client that was passed in closed, "
-            "or of another event loop?"
+            "or of another event loop?",
+            may_pass=False,
         )
     else:
-        lasting = any(word in str(error) for word in _LASTING)
-        kind = _HopelessError if lasting else RerankConnectionError
         advice = _advice(error, request, own=own)
-        failed = kind(f"{request.url} could not be reached or broke off ({text}); {advice}")
+        failed = RerankConnectionError(
+            f"{request.url} could not be reached or broke off ({text}); {advice}",
+            may_pass=not any(word in str(error) for word in _LASTING),
+        )
     return caused(failed, error, lambda each: redacted(each, secrets))
 
 
@@ -376,9 +378,10 @@ def environment_error(error: Exception) -> RerankError:
             f"{_variable('no_proxy')} has an entry that httpx cannot read: write a host, such as "
             "::1 (without brackets) or .example.com"
         )
-    failed = _HopelessError(
+    failed = RerankConnectionError(
         f"no HTTP client can be made, since {problem}. Or pass an http_client (and "
-        "async_http_client) of your own to the ranker"
+        "async_http_client) of your own to the ranker",
+        may_pass=False,
     )
     if isinstance(error, (OSError, ImportError)):  # others may quote a proxy's password
         failed.__cause__ = error
@@ -421,8 +424,8 @@ def _may_be_gone(error: Exception, attempt: int) -> bool:
         if error.status_code == _RETRIED_ONCE_STATUS:
             return attempt == 1
         return error.status_code in _RETRIED_STATUSES
-    lasting = isinstance(error, (RerankTimeoutError, _HopelessError))
-    return isinstance(error, RerankConnectionError) and not lasting
+    is_late = isinstance(error, RerankTimeoutError)
+    return isinstance(error, RerankConnectionError) and error.may_pass and not is_late
 
 
 def _backoff(attempt: int) -> float:

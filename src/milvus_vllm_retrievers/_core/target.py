@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -53,7 +54,7 @@ class Target:
 
     Attributes:
         settings: What the caller said of it.
-        described_as: What of its description tells it from what it may be later.
+        fingerprint: What tells it from what it may be later.
         layout: The collection's fields.
         server: What its server can do.
         text: The field that is reranked.
@@ -64,7 +65,7 @@ class Target:
     """
 
     settings: TargetSettings
-    described_as: Mapping[str, Any]
+    fingerprint: str
     layout: CollectionLayout
     server: Server
     text: TextField
@@ -180,7 +181,7 @@ def find_target(
     version = yield from call(asked)
     return Target(
         settings=settings,
-        described_as=telling(description),
+        fingerprint=fingerprint(description),
         layout=layout,
         server=Server.from_version(str(version)),
         text=text,
@@ -189,9 +190,10 @@ def find_target(
     )
 
 
-def telling(description: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return what of a description tells whether the collection is still the same."""
-    return {key: description.get(key) for key in _TELLING}
+def fingerprint(description: Mapping[str, Any]) -> str:
+    """Return what tells whether a collection is still the same; functions may hold keys."""
+    telling = repr([description.get(key) for key in _TELLING])
+    return hashlib.sha256(telling.encode()).hexdigest()
 
 
 def _some_rows(

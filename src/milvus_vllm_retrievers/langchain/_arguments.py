@@ -1,10 +1,9 @@
-"""The arguments of LangChain's classes: their types, and what those that do not exist mean."""
+"""The types of the arguments of LangChain's classes, and what their values are checked for."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import fields
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from langchain_core.embeddings import Embeddings
@@ -13,14 +12,8 @@ from typing_extensions import TypedDict
 
 from milvus_vllm_retrievers._core.arguments import RetrieverArguments, RowRerankArguments
 from milvus_vllm_retrievers._core.query import OnMissing
-from milvus_vllm_retrievers.errors import ConfigurationError, did_you_mean
+from milvus_vllm_retrievers.errors import ConfigurationError
 from milvus_vllm_retrievers.ranker import VLLMRanker
-
-_COUNTS = frozenset(
-    {"k", "top_k", "similarity_top_k", "top_n", "num_results", "n_results", "limit"}
-)
-_FILTERS = frozenset({"filter", "where", "metadata_filter", "metadata_filters"})
-_EMBEDDINGS = frozenset({"embed_model", "embedding_function", "embedding_func"})
 
 
 class MilvusVLLMRetrieverArguments(RetrieverArguments, total=False):
@@ -74,35 +67,3 @@ def _whole(value: Any) -> Any:
 Ranker = Annotated[VLLMRanker, BeforeValidator(_not_a_url)]
 WholeNumber = Annotated[int, BeforeValidator(_whole)]
 Number = Annotated[float, BeforeValidator(_not_a_bool)]
-
-
-def refuse_unknown(owner: type, given: Iterable[str], known: Collection[str]) -> None:
-    """Refuse arguments that do not exist, and name those that are meant.
-
-    Args:
-        owner: The class whose arguments they are.
-        given: The names that were given.
-        known: The names that exist.
-
-    Raises:
-        ConfigurationError: A name is not known.
-    """
-    for name in given:
-        if name not in known:
-            raise ConfigurationError(
-                f"{owner.__name__}: unknown argument {name!r}{_meant_by(name, known)}"
-            )
-
-
-def _meant_by(name: str, known: Collection[str]) -> str:
-    if name in _COUNTS:
-        return f" (the number of documents is {'k' if 'k' in known else 'top_n'!r} here)"
-    if name in _FILTERS and "filters" in known:
-        return (
-            " (pass values to match as filters={'field': 'value'}, or a Milvus expression as expr=)"
-        )
-    if name in _EMBEDDINGS and "embedding" in known:
-        return " (the embedding model is 'embedding' here)"
-    if name in {each.name for each in fields(VLLMRanker)} and "ranker" in known:
-        return f" (give it to the ranker: ranker=VLLMRanker(url, {name}=...))"
-    return did_you_mean(name, [each for each in known if each != "scope"])

@@ -14,14 +14,13 @@ from milvus_vllm_retrievers._core.adapter import Reranker, RowReranker, TextRera
 from milvus_vllm_retrievers._core.hits import Ranking
 from milvus_vllm_retrievers._core.milvus import DEFAULT_URI
 from milvus_vllm_retrievers._core.query import DEFAULT_TIMEOUT, OnMissing, Query
-from milvus_vllm_retrievers.errors import configuration_errors
+from milvus_vllm_retrievers.errors import configuration_errors, refuse_unknown
 from milvus_vllm_retrievers.langchain._arguments import (
     MilvusVLLMRerankArguments,
     Number,
     Ranker,
     VLLMRerankArguments,
     WholeNumber,
-    refuse_unknown,
 )
 from milvus_vllm_retrievers.langchain._convert import ranked_copy, to_items
 from milvus_vllm_retrievers.langchain._settings import Settable
@@ -40,7 +39,7 @@ class _Rerank(Settable, BaseDocumentCompressor):
     _adapter: Reranker = PrivateAttr()
 
     def __init__(self, **arguments: Any) -> None:
-        refuse_unknown(type(self), arguments, type(self).model_fields)
+        refuse_unknown(type(self).__name__, arguments, type(self).model_fields, self._meant)
         super().__init__(**arguments)
 
     def compress_documents(
@@ -109,7 +108,7 @@ class VLLMRerank(_Rerank):
         return self
 
     def _take_settings(self, checked: Self) -> None:
-        self._adapter._timeout = checked.timeout
+        self._adapter.timeout = checked.timeout
 
 
 @configuration_errors("collection_name", "ranker")
@@ -195,4 +194,4 @@ class MilvusVLLMRerank(_Rerank):
         return self
 
     def _take_settings(self, checked: Self) -> None:
-        self._adapter._options = checked._adapter._options
+        self._adapter.options = checked._adapter.options

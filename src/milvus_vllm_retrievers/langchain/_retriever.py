@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import functools
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -32,6 +32,7 @@ from pydantic import (
 from typing_extensions import Self, Unpack
 
 from milvus_vllm_retrievers._core.adapter import MilvusVLLMAdapter
+from milvus_vllm_retrievers._core.arguments import NOT_GIVEN, given_ranker, other_names
 from milvus_vllm_retrievers._core.filters import checked_filters, from_mapping
 from milvus_vllm_retrievers._core.milvus import DEFAULT_URI, MilvusConnection
 from milvus_vllm_retrievers._core.query import (
@@ -43,14 +44,13 @@ from milvus_vllm_retrievers._core.query import (
 )
 from milvus_vllm_retrievers._core.stores import langchain_arguments
 from milvus_vllm_retrievers._core.target import TargetSettings
-from milvus_vllm_retrievers.errors import ConfigurationError, configuration_errors
+from milvus_vllm_retrievers.errors import ConfigurationError, configuration_errors, refuse_unknown
 from milvus_vllm_retrievers.explain import Explanation, aexplain, explain
 from milvus_vllm_retrievers.langchain._arguments import (
     MilvusVLLMRetrieverArguments,
     Number,
     Ranker,
     WholeNumber,
-    refuse_unknown,
 )
 from milvus_vllm_retrievers.langchain._convert import to_document, to_encoders
 from milvus_vllm_retrievers.langchain._runs import (
@@ -63,11 +63,6 @@ from milvus_vllm_retrievers.langchain._runs import (
 from milvus_vllm_retrievers.langchain._settings import Settable
 from milvus_vllm_retrievers.ranker import VLLMRanker
 
-_NOT_GIVEN: Any = ...
-_NO_RANKER = (
-    "no ranker was given, so nothing is reranked: pass ranker=VLLMRanker('http://localhost:8000'), "
-    "or ranker=None where the order of the search is meant"
-)
 _PER_CALL = ("k", "fetch_k", "filters", "expr", "expr_params", "instruction")
 # What connections, layout and limits are made for; retrievers that agree in it share them.
 _OF_THE_ADAPTER = (
@@ -189,6 +184,7 @@ class MilvusVLLMRetriever(Settable, BaseRetriever):
     model_config = ConfigDict(
         extra="forbid", arbitrary_types_allowed=True, hide_input_in_errors=True
     )
+    _meant = other_names("k", "filters={'field': 'value'}", "embedding")
     _fixed = frozenset(
         {*_OF_THE_ADAPTER, "partition_names", "consistency_level", "search_params", "scope"}
     )
@@ -227,20 +223,19 @@ class MilvusVLLMRetriever(Settable, BaseRetriever):
     def __init__(
         self,
         collection_name: str,
-        ranker: VLLMRanker | None = _NOT_GIVEN,
+        ranker: VLLMRanker | None = NOT_GIVEN,
         **arguments: Unpack[MilvusVLLMRetrieverArguments],
     ) -> None:
-        refuse_unknown(type(self), arguments, type(self).model_fields)
-        given = None if ranker is _NOT_GIVEN else ranker
+        refuse_unknown(type(self).__name__, arguments, type(self).model_fields, self._meant)
+        given = None if ranker is NOT_GIVEN else ranker
         super().__init__(collection_name=collection_name, ranker=given, **arguments)
-        if ranker is _NOT_GIVEN:
-            warnings.warn(_NO_RANKER, stacklevel=3)  # whoever calls the decorated class
+        given_ranker(ranker, stacklevel=3)  # whoever calls the decorated class
 
     @classmethod
     def from_vectorstore(
         cls,
         store: Any,
-        ranker: VLLMRanker | None = _NOT_GIVEN,
+        ranker: VLLMRanker | None = NOT_GIVEN,
         **arguments: Unpack[MilvusVLLMRetrieverArguments],
     ) -> Self:
         """Make a retriever over the collection of a langchain_milvus.Milvus store.
@@ -259,11 +254,7 @@ class MilvusVLLMRetriever(Settable, BaseRetriever):
             UserWarning: No ranker was given.
         """
         of_the_store = {n: v for n, v in langchain_arguments(store).items() if v is not None}
-        given = None if ranker is _NOT_GIVEN else ranker
-        made = cls(**{**of_the_store, "ranker": given, **arguments})
-        if ranker is _NOT_GIVEN:
-            warnings.warn(_NO_RANKER, stacklevel=2)
-        return made
+        return cls(**{**of_the_store, "ranker": given_ranker(ranker), **arguments})
 
     @model_validator(mode="after")
     def _build(self) -> Self:
@@ -282,7 +273,7 @@ class MilvusVLLMRetriever(Settable, BaseRetriever):
             fetch_k=self.fetch_k,
             expr=self.expr,
             wheres=tuple(filter(None, [_where(self.filters)])),
-            expr_params=self.expr_params,
+            expr_params=copy.deepcopy(self.expr_params),
             partition_names=self.partition_names,
             consistency_level=self.consistency_level,
             search_params=self.search_params,
@@ -400,7 +391,7 @@ class MilvusVLLMRetriever(Settable, BaseRetriever):
                 f"{name!r} is not an argument of a call ({', '.join(_PER_CALL)} are): it belongs "
                 f"to the retriever; for another value use {way_out}"
             )
-        refuse_unknown(type(self), per_call, _PER_CALL)
+        refuse_unknown(type(self).__name__, per_call, _PER_CALL, self._meant)
         return self._options.narrowed(where=_where(filters), **per_call)
 
     def batch(

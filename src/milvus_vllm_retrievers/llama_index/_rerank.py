@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +17,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, SecretStr
 from typing_extensions import TypedDict, Unpack
 
 from milvus_vllm_retrievers._core.adapter import Closing, Reranker, RowReranker, TextReranker
-from milvus_vllm_retrievers._core.arguments import RowRerankArguments
+from milvus_vllm_retrievers._core.arguments import RowRerankArguments, other_names
 from milvus_vllm_retrievers._core.hits import Ranking, score_among
 from milvus_vllm_retrievers._core.milvus import DEFAULT_URI
 from milvus_vllm_retrievers._core.query import (
@@ -49,14 +49,7 @@ Seconds = Annotated[float | None, BeforeValidator(_seconds)]
 Count = Annotated[int, BeforeValidator(partial(check_count, "top_n"))]
 
 _SETTABLE = ("top_n", "timeout", "keep_retrieval_score", "callback_manager")
-# What is said of an argument that is called otherwise elsewhere.
-_MEANT = {
-    **{
-        each.name: f"give it to the ranker: ranker=VLLMRanker(url, {each.name}=...)"
-        for each in fields(VLLMRanker)
-    },
-    **dict.fromkeys(("k", "top_k", "similarity_top_k"), "it is top_n= here"),
-}
+_MEANT = other_names("top_n")
 
 
 class VLLMRerankArguments(TypedDict, total=False):
@@ -138,7 +131,7 @@ class _Rerank(Closing, BaseNodePostprocessor):
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None
     ) -> Iterator[list[NodeWithScore]]:
         """Emit LlamaIndex's events around the block, which fills the list it is given."""
-        model = self._ranker.model or ""
+        model = self._adapter.model
         top_n = self.top_n or len(nodes)
         dispatcher.event(
             ReRankStartEvent(query=query_bundle, nodes=nodes, top_n=top_n, model_name=model)
@@ -152,7 +145,9 @@ class _Rerank(Closing, BaseNodePostprocessor):
         reranked: list[NodeWithScore] = []
         with self.callback_manager.event(CBEventType.RERANKING, payload=payload) as event:
             yield reranked
-            event.on_end(payload={EventPayload.NODES: reranked})
+            event.on_end(
+                payload={EventPayload.NODES: reranked, EventPayload.MODEL_NAME: self._adapter.model}
+            )
         dispatcher.event(ReRankEndEvent(nodes=reranked))
 
     def _ranked(
@@ -214,7 +209,7 @@ class VLLMRerank(_Rerank):
         self._adapter = TextReranker(self._ranker, self.timeout)
 
     def _take_timeout(self) -> None:
-        self._adapter._timeout = self.timeout
+        self._adapter.timeout = self.timeout
 
     def _items(self, nodes: Sequence[NodeWithScore]) -> list[Item]:
         for given in nodes:
@@ -297,4 +292,4 @@ class MilvusVLLMRerank(_Rerank):
         self._adapter = RowReranker.of(self)
 
     def _take_timeout(self) -> None:
-        self._adapter._options = replace(self._adapter._options, timeout=self.timeout)
+        self._adapter.options = replace(self._adapter.options, timeout=self.timeout)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -24,7 +24,12 @@ from pydantic import SecretStr
 from typing_extensions import Never, Self, Unpack
 
 from milvus_vllm_retrievers._core.adapter import Closing, MilvusVLLMAdapter
-from milvus_vllm_retrievers._core.arguments import NOT_GIVEN, RetrieverArguments, given_ranker
+from milvus_vllm_retrievers._core.arguments import (
+    NOT_GIVEN,
+    RetrieverArguments,
+    given_ranker,
+    other_names,
+)
 from milvus_vllm_retrievers._core.milvus import DEFAULT_URI, ConnectionSettings, MilvusConnection
 from milvus_vllm_retrievers._core.query import SearchOptions, Where, check_count
 from milvus_vllm_retrievers._core.stores import llama_index_arguments
@@ -51,19 +56,7 @@ class LlamaIndexRetrieverArguments(RetrieverArguments, total=False):
 
 
 _KNOWN = ["collection_name", "ranker", *sorted(LlamaIndexRetrieverArguments.__optional_keys__)]
-# What is said of an argument that is called otherwise elsewhere.
-_MEANT = {
-    **{
-        each.name: f"give it to the ranker: VLLMRanker(url, {each.name}=...)"
-        for each in fields(VLLMRanker)
-    },
-    **dict.fromkeys(("k", "top_k", "top_n", "num_results"), "it is similarity_top_k= here"),
-    **dict.fromkeys(
-        ("filter", "vector_store_kwargs"),
-        "pass filters=MetadataFilters(...), or a Milvus expression as expr=",
-    ),
-    **dict.fromkeys(("embedding", "embeddings", "embed"), "it is embed_model= here"),
-}
+_MEANT = other_names("similarity_top_k", "filters=MetadataFilters(...)", "embed_model")
 _SEARCH = (
     *("fetch_k", "expr", "expr_params", "partition_names", "consistency_level"),
     *("search_params", "score_threshold", "timeout"),
