@@ -728,6 +728,26 @@ def test_a_querys_time_does_not_pass_while_it_waits_for_its_turn(
     assert min(left) > 0.4
 
 
+def test_queries_that_are_searched_for_one_by_one_after_all_have_their_time_anew(
+    moving: Clock,
+) -> None:
+    world = World()
+    left: list[float] = []
+
+    def answer(step: Step) -> Any:
+        if isinstance(step, CallMilvus):
+            remaining = step.deadline.remaining()
+            left.append(remaining or 0.0)
+            moving.now += 0.9
+            return TOO_LARGE if len(searched_for(step)) > 1 else world.answer(step)
+        return world.answer(step)
+
+    found = ByHand(answer).run(batch(None, many(5), timeout=1.0))
+
+    assert [len(hits) for hits in found] == [2] * 5
+    assert left == pytest.approx([1.0] * 6)
+
+
 def test_a_search_that_queries_share_takes_of_each_only_its_part(moving: Clock) -> None:
     world = World()
 
