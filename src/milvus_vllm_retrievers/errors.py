@@ -78,6 +78,15 @@ class RerankStatusError(RerankError):
         self.body = body
         self.retry_after = retry_after
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        make = functools.partial(
+            type(self),
+            status_code=self.status_code,
+            body=self.body,
+            retry_after=self.retry_after,
+        )
+        return make, self.args
+
 
 class RerankConnectionError(RerankError):
     """vLLM could not be reached, or the connection broke before the answer was complete.

@@ -224,9 +224,10 @@ class VLLMRanker:
             own limit, None leaves it out, so that a longer document fails the request.
         max_client_batch_size: Documents per rerank request. Default: one request a query.
         max_concurrency: Requests in flight at once for one call: rerank requests of this
-            process, or searches that Milvus reranks. Default 4.
-        timeout: Seconds one rerank request may take, default 10; None waits without limit.
-            Sent to Milvus as ``timeout_ms``, which newer servers honour.
+            process, or searches that Milvus reranks. Default 16: on two CPU cores, 64 queries of 50
+            candidates took 14 s with 16 at once as with 4, and none was late.
+        timeout: Seconds one rerank request may take, default 30, as in Milvus; None waits without
+            limit. Sent to Milvus as ``timeout_ms``, which newer servers honour.
         max_retries: Further tries of a request that failed in a way a retry can mend
             (connection, 429, 502, 503, 504; 500 once). Default 2. Milvus has its own retries.
         cool_down: Seconds for which calls with a fallback (`on_error`) stop asking a rerank
@@ -260,9 +261,9 @@ class VLLMRanker:
     instruction: str | None = Field(default=None, kw_only=True, min_length=1)
     truncate_prompt_tokens: Annotated[int, Number] | None = Field(default=-1, kw_only=True, ge=-1)
     max_client_batch_size: Annotated[PositiveInt, Number] | None = Field(default=None, kw_only=True)
-    max_concurrency: Annotated[PositiveInt, Number] = Field(default=4, kw_only=True)
+    max_concurrency: Annotated[PositiveInt, Number] = Field(default=16, kw_only=True)
     timeout: Annotated[PositiveFloat, Number] | None = Field(
-        default=10.0, kw_only=True, allow_inf_nan=False
+        default=30.0, kw_only=True, allow_inf_nan=False
     )
     max_retries: Annotated[NonNegativeInt, Number] = Field(default=2, kw_only=True)
     cool_down: Annotated[NonNegativeFloat, Number] = Field(
@@ -271,10 +272,8 @@ class VLLMRanker:
     # A dict has no hash; two rankers that differ only here may share one.
     extra_body: JsonObject | None = field(default=None, kw_only=True, hash=False)
     headers: Headers | None = field(default=None, kw_only=True, hash=False)
-    http_client: HttpClient = field(default=None, kw_only=True, compare=False, repr=False)
-    async_http_client: AsyncHttpClient = field(
-        default=None, kw_only=True, compare=False, repr=False
-    )
+    http_client: HttpClient = field(default=None, kw_only=True, repr=False)
+    async_http_client: AsyncHttpClient = field(default=None, kw_only=True, repr=False)
     rerank_path: Path | None = Field(default=None, kw_only=True)
 
     @model_validator(mode="after")

@@ -87,7 +87,7 @@ class MeetingEncoder:
 @pytest.mark.parametrize("mode", [None, "client", "server"])
 @pytest.mark.parametrize(
     ("max_concurrency", "of_encoder", "expected"),
-    [(None, None, 8), (2, None, 2), (None, 3, 3), (1, None, 1), (12, None, 12)],
+    [(None, None, 16), (2, None, 2), (None, 3, 3), (1, None, 1), (12, None, 12)],
 )
 async def test_so_many_queries_are_embedded_at_once_and_no_more(
     make: Make,
@@ -99,17 +99,15 @@ async def test_so_many_queries_are_embedded_at_once_and_no_more(
     of_encoder: int | None,
     expected: int,
 ) -> None:
-    if mode == "server":  # each query is embedded, searched for and reranked in one go
-        expected = min(expected, 4)
     meeting = MeetingEncoder(expected, of_encoder)
     ranker = mode and VLLMRanker(fake_vllm.url, mode=mode)
     adapter = make(milvus26_uri, NAME, ranker, fields=["dense"], dense=meeting.encoder)
 
-    outcomes = await call(adapter, "retrieve_many", questions(24), OPTIONS, max_concurrency)
+    outcomes = await call(adapter, "retrieve_many", questions(48), OPTIONS, max_concurrency)
 
-    assert [len(hits) for hits in outcomes] == [4] * 24
+    assert [len(hits) for hits in outcomes] == [4] * 48
     assert meeting.most == expected
-    assert sorted(query.text for query in meeting.seen) == sorted(q.text for q in questions(24))
+    assert sorted(query.text for query in meeting.seen) == sorted(q.text for q in questions(48))
 
 
 @pytest.mark.parametrize("mode", ["client", "server"])
@@ -131,7 +129,7 @@ async def test_a_batch_has_as_many_requests_in_flight_as_the_ranker_allows(
     make: Make, milvus26_uri: str, fake_vllm: FakeVLLM, call: Call, size: int | None
 ) -> None:
     fake_vllm.gate = threading.Barrier(4)  # each request waits until there are four
-    ranker = VLLMRanker(fake_vllm.url, mode="client", max_client_batch_size=size)
+    ranker = VLLMRanker(fake_vllm.url, mode="client", max_client_batch_size=size, max_concurrency=4)
     adapter = make(milvus26_uri, NAME, ranker, fields=["dense"])
 
     outcomes = await call(adapter, "retrieve_many", questions(8), OPTIONS)
@@ -439,7 +437,7 @@ async def test_a_service_that_is_down_is_spared_by_most_of_a_batch(
     make: Make, milvus26_uri: str, fake_vllm: FakeVLLM, call: Call, mode: Any
 ) -> None:
     fake_vllm.always = Reply.json(503, {"error": {"message": "the queue is full"}})
-    ranker = VLLMRanker(fake_vllm.url, mode=mode, on_error="skip", max_retries=0)
+    ranker = VLLMRanker(fake_vllm.url, mode=mode, on_error="skip", max_retries=0, max_concurrency=4)
     adapter = make(milvus26_uri, NAME, ranker)
 
     outcomes = await call(adapter, "retrieve_many", questions(40), OPTIONS)

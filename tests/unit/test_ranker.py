@@ -292,7 +292,7 @@ def test_a_function_reranks_one_field_by_the_provider_vllm() -> None:
         "endpoint": HOST,
         "max_client_batch_size": 1_000_000,
         "truncate_prompt_tokens": -1,
-        "timeout_ms": 10_000,
+        "timeout_ms": 30_000,
     }
 
 

@@ -642,7 +642,7 @@ def test_a_milvus_that_is_gone_is_not_asked_once_more_for_each_query() -> None:
 
 @pytest.mark.parametrize(
     ("max_concurrency", "of_encoder", "limit"),
-    [(None, None, 8), (2, None, 2), (20, None, 20), (None, 3, 3), (2, 3, 2), (20, 3, 3)],
+    [(None, None, 16), (2, None, 2), (20, None, 20), (None, 3, 3), (2, 3, 2), (20, 3, 3)],
 )
 def test_queries_are_embedded_as_many_at_once_as_the_call_and_the_encoder_allow(
     max_concurrency: int | None, of_encoder: int | None, limit: int
@@ -678,7 +678,7 @@ def test_the_queries_of_a_batch_share_what_the_ranker_may_have_in_flight(
     count: int, in_flight: int, version: str
 ) -> None:
     world = World()
-    ranker = VLLMRanker(URL, mode="client", max_client_batch_size=1)
+    ranker = VLLMRanker(URL, mode="client", max_client_batch_size=1, max_concurrency=4)
     by_hand = ByHand(lambda step: scored(0.5) if isinstance(step, Send) else world.answer(step))
 
     by_hand.run(batch(ranker, many(count), target(version)))

@@ -14,7 +14,13 @@ from milvus_vllm_retrievers._core.deadline import Deadline
 from milvus_vllm_retrievers._core.drivers import AsyncDriver, SyncDriver
 from milvus_vllm_retrievers._core.hits import Hit, Ranking
 from milvus_vllm_retrievers._core.milvus import ConnectionArguments, MilvusConnection
-from milvus_vllm_retrievers._core.query import Item, OnMissing, Query, SearchOptions
+from milvus_vllm_retrievers._core.query import (
+    Item,
+    OnMissing,
+    Query,
+    SearchOptions,
+    check_count,
+)
 from milvus_vllm_retrievers._core.rerank_rows import rank_rows
 from milvus_vllm_retrievers._core.rerank_texts import rank_texts, served_models
 from milvus_vllm_retrievers._core.retrieve import Outcome, candidates, retrieve, retrieve_many
@@ -255,6 +261,8 @@ class MilvusVLLMAdapter:
             return []
         deadline = Deadline.after(options.timeout)
         try:
+            if max_concurrency is not None:
+                check_count("max_concurrency", max_concurrency)
             target, options = yield from self._prepared(options, deadline)
             reranking = yield from self._reranking(target, options, deadline)
             embedded = any(query.embedding is not None for query in queries)
@@ -344,8 +352,8 @@ class MilvusVLLMAdapter:
         yield from self._found(Deadline.after(timeout))
 
     def _forget_what_may_have_changed(self, error: MilvusVLLMError) -> None:
-        """After a failed call the collection may have been made anew: the next one looks again."""
-        if getattr(error, "reason", None) not in _SAYS_NOTHING_OF_COLLECTION:
+        """After a failed search the collection may have been made anew: the next looks again."""
+        if isinstance(error, SearchError) and error.reason not in _SAYS_NOTHING_OF_COLLECTION:
             self._target = None
 
     def _reranking(
@@ -410,10 +418,12 @@ def _client(ranker: VLLMRanker, *, direct: bool) -> RerankClient:
 class Reranker(Closes, Protocol):
     """Ranks items that are there already."""
 
-    def rank(self, query: Query, items: Sequence[Item]) -> list[Ranking]:
-        """Rank items by relevance to the query, best first."""
+    def rank(self, query: Query, items: Sequence[Item], timeout: float | None) -> list[Ranking]:
+        """Rank items by relevance to the query, best first, in so many seconds."""
 
-    async def arank(self, query: Query, items: Sequence[Item]) -> list[Ranking]:
+    async def arank(
+        self, query: Query, items: Sequence[Item], timeout: float | None
+    ) -> list[Ranking]:
         """Rank items by relevance to the query; the async twin of `rank`."""
 
     @property
@@ -426,28 +436,33 @@ class TextReranker:
 
     Args:
         ranker: The model and how it is asked.
-        timeout: Seconds for one call with all its tries; None leaves it to the ranker's.
     """
 
-    def __init__(self, ranker: VLLMRanker, timeout: float | None = None) -> None:
+    def __init__(self, ranker: VLLMRanker) -> None:
         self._ranker = ranker
         self._health = Health(ranker.cool_down, ranker.model or "")
-        self.timeout = timeout
         self._client = _client(ranker, direct=True)
         self._driver = SyncDriver(None, self._client)
         self._async_driver = AsyncDriver(None, self._client)
 
-    def rank(self, query: Query, items: Sequence[Item]) -> list[Ranking]:
+    def rank(self, query: Query, items: Sequence[Item], timeout: float | None) -> list[Ranking]:
         """Rank items by relevance to the query, best first; equal scores stay as given.
+
+        Args:
+            query: The question.
+            items: What to rank.
+            timeout: Seconds for the call with all its tries; None leaves it to the ranker's.
 
         Raises:
             RerankError: Reranking failed and the ranker's `on_error` is not ``"skip"``.
         """
-        return self._driver.run(self._ranking(query, items))
+        return self._driver.run(self._ranking(query, items, timeout))
 
-    async def arank(self, query: Query, items: Sequence[Item]) -> list[Ranking]:
+    async def arank(
+        self, query: Query, items: Sequence[Item], timeout: float | None
+    ) -> list[Ranking]:
         """Rank items by relevance to the query; the async twin of `rank`."""
-        return await self._async_driver.run(self._ranking(query, items))
+        return await self._async_driver.run(self._ranking(query, items, timeout))
 
     @property
     def model(self) -> str:
@@ -462,9 +477,11 @@ class TextReranker:
         """Close this event loop's connections and the blocking ones."""
         await self._client.aclose()
 
-    def _ranking(self, query: Query, items: Sequence[Item]) -> Flow[list[Ranking]]:
+    def _ranking(
+        self, query: Query, items: Sequence[Item], timeout: float | None
+    ) -> Flow[list[Ranking]]:
         texts = [item.text for item in items]
-        deadline = Deadline.after(self.timeout)
+        deadline = Deadline.after(timeout)
         return rank_texts(self._ranker, self._health, query, texts, deadline)
 
 
@@ -477,7 +494,6 @@ class RowRerankArguments(ConnectionArguments, Protocol):
     partition_names: Sequence[str] | None
     consistency_level: str | int | None
     search_params: Mapping[str, Any] | None
-    timeout: float | None
     on_missing: OnMissing
 
 
@@ -488,7 +504,7 @@ class RowReranker:
         connection: Where Milvus is.
         settings: The collection.
         ranker: How Milvus reranks.
-        options: Partitions, consistency level, search parameters and timeout.
+        options: Partitions, consistency level and search parameters.
         on_missing: Items without a row raise, or are kept last, marked.
     """
 
@@ -502,7 +518,7 @@ class RowReranker:
     ) -> None:
         self._adapter = MilvusVLLMAdapter(connection, settings, ranker)
         self._ranker = ranker
-        self.options = options
+        self._options = options
         self._on_missing: OnMissing = on_missing
 
     @classmethod
@@ -515,7 +531,6 @@ class RowReranker:
             partition_names=arguments.partition_names,
             consistency_level=arguments.consistency_level,
             search_params=arguments.search_params,
-            timeout=arguments.timeout,
         )
         return cls(
             MilvusConnection.of(arguments),
@@ -525,13 +540,17 @@ class RowReranker:
             arguments.on_missing,
         )
 
-    def rank(self, query: Query, items: Sequence[Item]) -> list[Ranking]:
+    def rank(self, query: Query, items: Sequence[Item], timeout: float | None) -> list[Ranking]:
         """Rank items by relevance to the query, best first; see `MilvusVLLMAdapter.rank`."""
-        return self._adapter.rank(query, items, self.options, self._on_missing)
+        options = replace(self._options, timeout=timeout)
+        return self._adapter.rank(query, items, options, self._on_missing)
 
-    async def arank(self, query: Query, items: Sequence[Item]) -> list[Ranking]:
+    async def arank(
+        self, query: Query, items: Sequence[Item], timeout: float | None
+    ) -> list[Ranking]:
         """Rank items by relevance to the query; the async twin of `rank`."""
-        return await self._adapter.arank(query, items, self.options, self._on_missing)
+        options = replace(self._options, timeout=timeout)
+        return await self._adapter.arank(query, items, options, self._on_missing)
 
     @property
     def model(self) -> str:

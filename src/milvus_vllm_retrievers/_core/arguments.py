@@ -8,15 +8,17 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import SecretStr
+from pydantic import BaseModel, SecretStr
 from typing_extensions import TypedDict
 
 from milvus_vllm_retrievers.ranker import VLLMRanker
 
 # The default of an argument for which None means something.
 NOT_GIVEN: Any = ...
+
+Model = TypeVar("Model", bound=BaseModel)
 
 _COUNTS = ("k", "top_k", "similarity_top_k", "top_n", "num_results", "n_results", "limit")
 _FILTERS = ("filter", "where", "metadata_filter", "metadata_filters", "vector_store_kwargs")
@@ -82,6 +84,12 @@ def other_names(count: str, filters: str = "", embedding: str = "") -> dict[str,
     if embedding:
         meant |= dict.fromkeys(_EMBEDDINGS, f"it is {embedding}= here")
     return meant
+
+
+def remade(model: Model, update: Mapping[str, Any] | None) -> Model:
+    """Make another of a model's class, with some arguments changed and all of them checked."""
+    arguments = {name: getattr(model, name) for name in type(model).model_fields}
+    return type(model)(**{**arguments, **(update or {})})
 
 
 def given_ranker(ranker: Any, *, stacklevel: int = 2) -> Any:

@@ -276,12 +276,6 @@ class CollectionLayout:
             self._which_text(f"could be any of {list(candidates)}, and its rows do not tell")
         )
 
-    def text_field(self, name: str | None) -> str:
-        """Return the name of the text field, without a look at any rows."""
-        choice = self.text_choice(name)
-        chosen = self.text_field_by_length(choice, ()) if isinstance(choice, tuple) else choice
-        return chosen.name
-
     def _evidence(self, name: str) -> list[str]:
         """Say what speaks for a field as the one with the text."""
         evidence = ["a usual name"] if name in _USUAL_NAMES else []
@@ -420,6 +414,8 @@ class CollectionLayout:
         """
         if asked is None:
             return [*self.scalar_fields, *(["$meta"] if self.dynamic else [])]
+        if isinstance(asked, str):
+            raise ConfigurationError(f"output_fields must be a list of names, such as [{asked!r}]")
         names = list(dict.fromkeys([*asked, text_field]))
         known = [*self.scalar_fields, *(v.name for v in self.vector_fields)]
         unknown = [n for n in names if n not in known and n != "*"]

@@ -93,7 +93,8 @@ def _secrets_in(arguments: Mapping[str, Any]) -> list[str]:
         str(arguments.get(name) or "") for name in ("uri", "token", "user", "password")
     )
     logins = [_login_in(uri), token, f"{user}:{password}" if password else ""]
-    after_user = [login.partition(":")[2] for login in logins]
+    # The password that Milvus comes with is no secret, and a word of every error.
+    after_user = {login.partition(":")[2] for login in logins} - {"Milvus"}
     encoded = [b64encode(login.encode()).decode() for login in logins]  # as the header has it
     return [*logins, *after_user, *encoded]
 
@@ -232,8 +233,9 @@ class MilvusConnection:
     def _redacted(self, text: str) -> str:
         """Take from a text what logs in, be it ours or the borrowed client's."""
         secrets = [*self._settings.secrets, *self._hidden]
-        if hasattr(self._borrowed, "_config"):
-            secrets += _secrets_in(_arguments_of(self._borrowed))
+        for borrowed in (self._borrowed, self._borrowed_async):
+            if hasattr(borrowed, "_config"):
+                secrets += _secrets_in(_arguments_of(borrowed))
         return redacted(text, secrets)
 
     def quiet(self) -> AbstractContextManager[None]:
@@ -344,7 +346,7 @@ def _connection_of_its_own() -> dict[str, Any]:
     return {"dedicated": True}
 
 
-def _arguments_of(client: MilvusClient) -> dict[str, Any]:
+def _arguments_of(client: Any) -> dict[str, Any]:
     """Read from a blocking client how to connect an async one to the same server."""
     config = client._config
     return {

@@ -199,6 +199,11 @@ class SearchOptions:
         _check_instruction(self.instruction)
         checked_expr(self.expr)
         _check_partitions(self.partition_names)
+        if self.partition_names is not None:
+            object.__setattr__(self, "partition_names", tuple(self.partition_names))
+        for name in ("expr_params", "search_params"):  # later changes of the caller's do nothing
+            if getattr(self, name):
+                object.__setattr__(self, name, deepcopy(getattr(self, name)))
 
     @property
     def pool(self) -> int:

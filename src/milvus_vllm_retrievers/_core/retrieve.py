@@ -22,7 +22,7 @@ from milvus_vllm_retrievers.errors import (
 )
 
 # How many queries of a batch are embedded, or searched for alone, at once, unless a limit is given.
-AT_ONCE = 8
+AT_ONCE = 16
 # What one search for many queries may bring: gRPC refuses more than 256 MB.
 _BYTES_OF_ONE_ANSWER = 64_000_000
 _BYTES_OF_A_ROW = 16_000  # until rows have been seen
@@ -78,7 +78,7 @@ def retrieve_many(
         queries: The questions.
         options: How to search, resolved for the target's layout.
         max_concurrency: What may be in flight at once: embeddings, searches, rerank requests.
-            None is the ranker's `max_concurrency` for what it concerns, and 8.
+            None is the ranker's `max_concurrency` for what it concerns, and 16.
 
     Returns:
         The hits of each query, or the error that took their place.
@@ -147,71 +147,62 @@ class _Together(NamedTuple):
         """Retrieve for queries that share searches; return also what a row may weigh."""
         limit = self._limit_of(self.embedding_limit, queries)
         flows = [self._prepared_in_turn(query) for query in queries]
-        prepared: list[_Search | Exception] = yield Together(flows, limit, return_exceptions=True)
+        prepared: list[_Ready | Exception] = yield Together(flows, limit, return_exceptions=True)
         outcomes: dict[int, Outcome] = {}
         groups: dict[tuple[str, ...], list[int]] = {}
-        for i, search in enumerate(prepared):
-            if isinstance(search, Exception):
-                outcomes[i] = search
+        for i, ready in enumerate(prepared):
+            if isinstance(ready, Exception):
+                outcomes[i] = ready
             else:  # queries with a vector of their own may search other fields
-                groups.setdefault(search.fields, []).append(i)
+                groups.setdefault(ready.search.fields, []).append(i)
         for places in groups.values():
-            searches = [prepared[i] for i in places]
-            asked = [queries[i] for i in places]
-            found, row_bytes = yield from self._one_search(asked, searches, row_bytes)
+            share = [prepared[i] for i in places]
+            found, row_bytes = yield from self._one_search(share, row_bytes)
             outcomes.update(zip(places, found, strict=True))
         return [outcomes[i] for i in range(len(queries))], row_bytes
 
-    def _prepared_in_turn(self, query: Query) -> Flow[_Search]:
+    def _prepared_in_turn(self, query: Query) -> Flow[_Ready]:
         deadline = Deadline.after(self.options.timeout)  # from now: not while it waited
-        return (yield from _prepared(self.target, query, self.options, deadline))
+        search = yield from _prepared(self.target, query, self.options, deadline)
+        return _Ready(query, search, deadline.remaining())
 
-    def _one_search(
-        self, queries: Sequence[Query], searches: Sequence[Any], row_bytes: int
-    ) -> Flow[tuple[list[Outcome], int]]:
+    def _one_search(self, share: Sequence[Any], row_bytes: int) -> Flow[tuple[list[Outcome], int]]:
+        searches = [ready.search for ready in share]
         limit = self.options.k if self.reranking is None else searches[0].pool
-        deadline = Deadline.after(self.options.timeout)
-        shared = _merged(searches, deadline)
+        seconds = min((ready.seconds for ready in share if ready.seconds is not None), default=None)
+        deadline = Deadline.after(seconds)
         try:
-            pools = yield from shared.plain(limit)
+            pools = yield from _merged(searches, deadline).plain(limit)
         except SearchError as error:
-            if error.is_of_connection or len(queries) == 1:
-                return [error] * len(queries), row_bytes
+            if error.is_of_connection or len(share) == 1:
+                return [error] * len(share), row_bytes
             # What was too much for one search, or wrong with one query, is found out one by one.
-            pairs = zip(searches, queries, strict=True)
-            flows = [self._searched_alone(search, query) for search, query in pairs]
-            return (yield Together(flows, self.limit, return_exceptions=True)), row_bytes
+            alone = [self._searched_alone(ready) for ready in share]
+            return (yield Together(alone, self.limit, return_exceptions=True)), row_bytes
         row_bytes = max(row_bytes, *map(_weight, pools))
         if self.reranking is None:
             return list(pools), row_bytes
-        left = deadline.remaining()
-        if left is not None and self.options.timeout is not None:
-            # Each query has done its part of the search that they shared.
-            left = self.options.timeout - (self.options.timeout - left) / len(queries)
-        in_flight = max(self.limit // len(queries), 1)
-        flows = [
-            self._rest(shared, query, pool, left, in_flight)
-            for query, pool in zip(queries, pools, strict=True)
+        # Each query has done its part of the search that they shared.
+        spent = 0.0 if seconds is None else (seconds - (deadline.remaining() or 0.0)) / len(share)
+        in_flight = max(self.limit // len(share), 1)
+        rest = [
+            self._rest(ready, spent, pool, in_flight)
+            for ready, pool in zip(share, pools, strict=True)
         ]
-        found = yield Together(flows, self.limit, return_exceptions=True)
-        return found, row_bytes
+        return (yield Together(rest, self.limit, return_exceptions=True)), row_bytes
 
-    def _searched_alone(self, search: _Search, query: Query) -> Flow[list[Hit]]:
-        search = search._replace(deadline=Deadline.after(self.options.timeout))
-        return (yield from _answered(search, self.reranking, query, 1))
+    def _searched_alone(self, ready: _Ready) -> Flow[list[Hit]]:
+        search = ready.search._replace(deadline=Deadline.after(ready.seconds))
+        return (yield from _answered(search, self.reranking, ready.query, 1))
 
     def _rest(
-        self,
-        search: _Search,
-        query: Query,
-        pool: Sequence[Hit],
-        seconds: float | None,
-        in_flight: int,
+        self, ready: _Ready, spent: float, pool: Sequence[Hit], in_flight: int
     ) -> Flow[list[Hit]]:
         """Rerank one query's candidates in the time that it has left."""
         assert self.reranking is not None
-        search = search._replace(deadline=Deadline.after(seconds))
-        found = yield from _reranked_by_client(search, self.reranking, query, pool, in_flight)
+        left = None if ready.seconds is None else ready.seconds - spent
+        search = ready.search._replace(deadline=Deadline.after(left))
+        found = yield from _reranked_by_client(search, self.reranking, ready.query, pool, in_flight)
         return hits_.above(found, self.options.score_threshold)
 
     def _limit_of(self, limit: int, queries: Sequence[Query]) -> int:
@@ -310,6 +301,20 @@ class _Search(NamedTuple):
             target.layout.name, wanted, reranking.ranker, self.deadline
         )
         return target.rows.reranked(answer[0])
+
+
+class _Ready(NamedTuple):
+    """A query whose vectors are there.
+
+    Attributes:
+        query: The question.
+        search: Its search.
+        seconds: The time it has left; None is without limit.
+    """
+
+    query: Query
+    search: _Search
+    seconds: float | None
 
 
 def _merged(searches: Sequence[_Search], deadline: Deadline) -> _Search:

@@ -35,6 +35,7 @@ class _Rerank(Settable, BaseDocumentCompressor):
     )
 
     top_n: Annotated[WholeNumber, Field(ge=1)] | None = None
+    timeout: Annotated[Number, Field(gt=0, allow_inf_nan=False)] | None = None
 
     _adapter: Reranker = PrivateAttr()
 
@@ -49,7 +50,9 @@ class _Rerank(Settable, BaseDocumentCompressor):
         callbacks: Callbacks | None = None,  # noqa: ARG002 - LangChain's interface
     ) -> Sequence[Document]:
         """Return copies of the documents, most relevant first, at most `top_n`."""
-        return self._ranked(documents, self._adapter.rank(Query(query), to_items(documents)))
+        return self._ranked(
+            documents, self._adapter.rank(Query(query), to_items(documents), self.timeout)
+        )
 
     async def acompress_documents(
         self,
@@ -58,7 +61,9 @@ class _Rerank(Settable, BaseDocumentCompressor):
         callbacks: Callbacks | None = None,  # noqa: ARG002 - LangChain's interface
     ) -> Sequence[Document]:
         """Return copies of the documents, most relevant first, at most `top_n`."""
-        return self._ranked(documents, await self._adapter.arank(Query(query), to_items(documents)))
+        return self._ranked(
+            documents, await self._adapter.arank(Query(query), to_items(documents), self.timeout)
+        )
 
     def _ranked(self, documents: Sequence[Document], rankings: Sequence[Ranking]) -> list[Document]:
         return [ranked_copy(documents[r.index], r) for r in rankings[: self.top_n]]
@@ -92,7 +97,6 @@ class VLLMRerank(_Rerank):
     ranker: Ranker | None = None
     endpoint: str | None = None
     model: str | None = None
-    timeout: Annotated[Number, Field(gt=0, allow_inf_nan=False)] | None = None
 
     _adapter: TextReranker = PrivateAttr()
 
@@ -104,11 +108,8 @@ class VLLMRerank(_Rerank):
     @model_validator(mode="after")
     def _build(self) -> Self:
         ranker = ranker_from(self.ranker, self.endpoint, self.model)
-        self._adapter = TextReranker(ranker, self.timeout)
+        self._adapter = TextReranker(ranker)
         return self
-
-    def _take_settings(self, checked: Self) -> None:
-        self._adapter.timeout = checked.timeout
 
 
 @configuration_errors("collection_name", "ranker")
@@ -157,7 +158,7 @@ class MilvusVLLMRerank(_Rerank):
     partition_names: Sequence[str] | None = None
     consistency_level: str | int | None = None
     search_params: Mapping[str, Any] | None = None
-    timeout: Number | None = DEFAULT_TIMEOUT
+    timeout: Annotated[Number, Field(gt=0, allow_inf_nan=False)] | None = DEFAULT_TIMEOUT
     on_missing: OnMissing = "raise"
 
     _fixed = frozenset(
@@ -192,6 +193,3 @@ class MilvusVLLMRerank(_Rerank):
         server_ranker(self.ranker)
         self._adapter = RowReranker.of(self)
         return self
-
-    def _take_settings(self, checked: Self) -> None:
-        self._adapter.options = checked._adapter.options

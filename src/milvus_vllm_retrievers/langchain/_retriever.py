@@ -385,7 +385,7 @@ class MilvusVLLMRetriever(Settable, BaseRetriever):
 
     def _for_call(self, filters: Mapping[str, Any] | None = None, **per_call: Any) -> SearchOptions:
         """Return the options with one call's own values."""
-        for name in per_call.keys() & type(self).model_fields.keys() - set(_PER_CALL):
+        for name in per_call.keys() & type(self).model_fields.keys() - {*_PER_CALL, "scope"}:
             way_out = "within(partition_names=...)" if name == "partition_names" else "model_copy"
             raise ConfigurationError(
                 f"{name!r} is not an argument of a call ({', '.join(_PER_CALL)} are): it belongs "

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from typing_extensions import Self
 
 from milvus_vllm_retrievers._core.adapter import Closing
-from milvus_vllm_retrievers._core.arguments import other_names
+from milvus_vllm_retrievers._core.arguments import other_names, remade
 from milvus_vllm_retrievers.errors import ConfigurationError, refuse_unknown
 
 
@@ -43,8 +43,9 @@ class Settable(Closing, BaseModel):
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:  # noqa: ARG002
         """Make another one, with some arguments changed and checked."""
-        arguments = {name: getattr(self, name) for name in type(self).model_fields}
-        return type(self)(**{**arguments, **(update or {})})
+        if update and "scope" in update:
+            raise ConfigurationError("the scope of a retriever cannot be changed: use within()")
+        return remade(self, update)
 
     def __copy__(self) -> Self:
         return self.model_copy()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,10 +13,10 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import ImageNode, MetadataMode, NodeWithScore, QueryBundle
 from llama_index_instrumentation import get_dispatcher
 from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, SecretStr
-from typing_extensions import TypedDict, Unpack
+from typing_extensions import Self, TypedDict, Unpack
 
 from milvus_vllm_retrievers._core.adapter import Closing, Reranker, RowReranker, TextReranker
-from milvus_vllm_retrievers._core.arguments import RowRerankArguments, other_names
+from milvus_vllm_retrievers._core.arguments import RowRerankArguments, other_names, remade
 from milvus_vllm_retrievers._core.hits import Ranking, score_among
 from milvus_vllm_retrievers._core.milvus import DEFAULT_URI
 from milvus_vllm_retrievers._core.query import (
@@ -84,17 +83,16 @@ class _Rerank(Closing, BaseNodePostprocessor):
 
     top_n: Count | None = None
     keep_retrieval_score: bool = True
+    timeout: Seconds = None
 
-    _ranker: VLLMRanker = PrivateAttr()
     _adapter: Reranker = PrivateAttr()
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        if name == "timeout":
-            self._take_timeout()
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:  # noqa: ARG002
+        """Make another one, with some arguments changed and checked."""
+        return remade(self, update)
 
-    def _take_timeout(self) -> None:
-        raise NotImplementedError
+    def __copy__(self) -> Self:
+        return self.model_copy()
 
     @classmethod
     def class_name(cls) -> str:
@@ -112,7 +110,9 @@ class _Rerank(Closing, BaseNodePostprocessor):
     ) -> list[NodeWithScore]:
         with self._reranking(nodes, query_bundle) as reranked:
             if nodes:
-                rankings = self._adapter.rank(to_query(query_bundle), self._items(nodes))
+                rankings = self._adapter.rank(
+                    to_query(query_bundle), self._items(nodes), self.timeout
+                )
                 reranked.extend(self._ranked(nodes, rankings))
         return reranked
 
@@ -122,7 +122,9 @@ class _Rerank(Closing, BaseNodePostprocessor):
     ) -> list[NodeWithScore]:
         with self._reranking(nodes, query_bundle) as reranked:
             if nodes:
-                rankings = await self._adapter.arank(to_query(query_bundle), self._items(nodes))
+                rankings = await self._adapter.arank(
+                    to_query(query_bundle), self._items(nodes), self.timeout
+                )
                 reranked.extend(self._ranked(nodes, rankings))
         return reranked
 
@@ -192,7 +194,6 @@ class VLLMRerank(_Rerank):
     endpoint: str | None = None
     model: str | None = None
     metadata_mode: MetadataMode = MetadataMode.NONE
-    timeout: Seconds = None
 
     _adapter: TextReranker = PrivateAttr()
 
@@ -203,13 +204,9 @@ class VLLMRerank(_Rerank):
         ) -> None: ...
 
     def model_post_init(self, context: Any, /) -> None:
-        """Make what reranks; setting an attribute later leaves it as it is."""
+        """Make what reranks."""
         super().model_post_init(context)
-        self._ranker = ranker_from(self.ranker, self.endpoint, self.model)
-        self._adapter = TextReranker(self._ranker, self.timeout)
-
-    def _take_timeout(self) -> None:
-        self._adapter.timeout = self.timeout
+        self._adapter = TextReranker(ranker_from(self.ranker, self.endpoint, self.model))
 
     def _items(self, nodes: Sequence[NodeWithScore]) -> list[Item]:
         for given in nodes:
@@ -286,10 +283,7 @@ class MilvusVLLMRerank(_Rerank):
         ) -> None: ...
 
     def model_post_init(self, context: Any, /) -> None:
-        """Make what reranks; setting an attribute later leaves it as it is."""
+        """Make what reranks."""
         super().model_post_init(context)
-        self._ranker = server_ranker(self.ranker)
+        server_ranker(self.ranker)
         self._adapter = RowReranker.of(self)
-
-    def _take_timeout(self) -> None:
-        self._adapter.options = replace(self._adapter.options, timeout=self.timeout)
