@@ -171,7 +171,11 @@ def refuse_unknown(
 
 
 def refuse_setting(
-    name: str, attribute: str, known: Iterable[str], settable: Iterable[str]
+    name: str,
+    attribute: str,
+    known: Iterable[str],
+    settable: Iterable[str],
+    meant: Mapping[str, str] = _NOTHING,
 ) -> NoReturn:
     """Refuse to set an attribute of a living object.
 
@@ -180,6 +184,7 @@ def refuse_setting(
         attribute: What was to be set.
         known: The arguments of the class.
         settable: Those that can be set.
+        meant: What to do in place of names that others use for the same thing.
 
     Raises:
         ConfigurationError: Always; it says what to do.
@@ -189,6 +194,8 @@ def refuse_setting(
         raise ConfigurationError(
             f"{name}.{attribute} cannot be set, {can_be}: make a new {name} with {attribute}=..."
         )
+    if attribute in meant:
+        raise ConfigurationError(f"{name}.{attribute} cannot be set: {meant[attribute]}")
     hint = did_you_mean(attribute, list(settable))
     raise ConfigurationError(f"{name}.{attribute} cannot be set, {can_be}{hint}")
 
@@ -220,7 +227,7 @@ def configuration_errors(
             try:
                 original(self, *args[len(by_name) :], **by_name, **kwargs)
             except ValidationError as error:
-                raise ConfigurationError(_describe(cls, error, meant)) from None
+                raise ConfigurationError(described(cls, error, meant)) from None
 
         def checked_set(self: Any, name: str, value: Any) -> None:
             if name in (known := _fields(cls)) and name not in (settable or ()):
@@ -228,7 +235,7 @@ def configuration_errors(
             try:
                 original_set(self, name, value)
             except ValidationError as error:
-                raise ConfigurationError(_describe(cls, error, meant)) from None
+                raise ConfigurationError(described(cls, error, meant)) from None
 
         cls.__init__ = checked_init  # type: ignore[method-assign]
         if settable is not None:
@@ -242,7 +249,8 @@ def _fields(cls: type[Any]) -> list[str]:
     return list(getattr(cls, "__pydantic_fields__", {}))
 
 
-def _describe(cls: type[Any], error: ValidationError, meant: Mapping[str, str]) -> str:
+def described(cls: type[Any], error: ValidationError, meant: Mapping[str, str] = _NOTHING) -> str:
+    """Say what pydantic found wrong, without the values, which may be secrets."""
     known = _fields(cls)
     lines = []
     for problem in error.errors(include_url=False, include_input=False, include_context=True):

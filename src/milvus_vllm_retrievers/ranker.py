@@ -162,7 +162,7 @@ def _number(value: Any) -> Any:
     return operator.index(value) if hasattr(value, "__index__") else value
 
 
-Number = BeforeValidator(_number)
+IsNumber = BeforeValidator(_number)
 Endpoint = Annotated[str, AfterValidator(_endpoint)]
 ServerEndpoint = Annotated[str, AfterValidator(_without_prefix)]
 Path = Annotated[str, AfterValidator(_path)]
@@ -259,14 +259,16 @@ class VLLMRanker:
     mode: Mode = Field(default="auto", kw_only=True)
     on_error: OnError = Field(default="raise", kw_only=True)
     instruction: str | None = Field(default=None, kw_only=True, min_length=1)
-    truncate_prompt_tokens: Annotated[int, Number] | None = Field(default=-1, kw_only=True, ge=-1)
-    max_client_batch_size: Annotated[PositiveInt, Number] | None = Field(default=None, kw_only=True)
-    max_concurrency: Annotated[PositiveInt, Number] = Field(default=16, kw_only=True)
-    timeout: Annotated[PositiveFloat, Number] | None = Field(
+    truncate_prompt_tokens: Annotated[int, IsNumber] | None = Field(default=-1, kw_only=True, ge=-1)
+    max_client_batch_size: Annotated[PositiveInt, IsNumber] | None = Field(
+        default=None, kw_only=True
+    )
+    max_concurrency: Annotated[PositiveInt, IsNumber] = Field(default=16, kw_only=True)
+    timeout: Annotated[PositiveFloat, IsNumber] | None = Field(
         default=30.0, kw_only=True, allow_inf_nan=False
     )
-    max_retries: Annotated[NonNegativeInt, Number] = Field(default=2, kw_only=True)
-    cool_down: Annotated[NonNegativeFloat, Number] = Field(
+    max_retries: Annotated[NonNegativeInt, IsNumber] = Field(default=2, kw_only=True)
+    cool_down: Annotated[NonNegativeFloat, IsNumber] = Field(
         default=30.0, kw_only=True, allow_inf_nan=False
     )
     # A dict has no hash; two rankers that differ only here may share one.

@@ -1018,7 +1018,7 @@ def test_a_timeout_that_is_set_takes_effect(retriever: MilvusVLLMRetriever) -> N
         ("uri", "http://elsewhere", "make a new MilvusVLLMRetriever with uri=..."),
         ("partition_names", ["b"], "make a new MilvusVLLMRetriever with partition_names=..."),
         ("similarity_topk", 3, "did you mean 'similarity_top_k'?"),
-        ("k", 3, "only similarity_top_k, fetch_k"),
+        ("k", 3, "it is similarity_top_k= here"),
     ],
 )
 def test_what_cannot_be_set_is_refused_and_changes_nothing(

@@ -214,4 +214,4 @@ def test_partitions_that_could_stand_for_others_are_refused(names: Any) -> None:
 def test_partitions_are_given_by_their_names() -> None:
     names = ["_default", "tenant_a", "2024-01", "a$b"]
 
-    assert SearchOptions(partition_names=names).partition_names == names
+    assert SearchOptions(partition_names=names).partition_names == tuple(names)

@@ -120,7 +120,7 @@ def test_every_text_keeps_its_score_however_the_requests_are_cut(
     assert all(len(body(step)["documents"]) <= (size or 99) for step in by_hand.of(Send))
 
 
-@pytest.mark.parametrize(("in_flight", "limit"), [(None, 4), (1, 1), (2, 2)])
+@pytest.mark.parametrize(("in_flight", "limit"), [(None, 16), (1, 1), (2, 2)])
 def test_a_call_sends_no_more_requests_at_once_than_it_was_given(
     in_flight: int | None, limit: int
 ) -> None:

@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, SecretStr
+from pydantic import BaseModel, SecretStr, ValidationError
 from typing_extensions import TypedDict
 
+from milvus_vllm_retrievers.errors import ConfigurationError, described, refuse_unknown
 from milvus_vllm_retrievers.ranker import VLLMRanker
 
 # The default of an argument for which None means something.
@@ -87,9 +88,22 @@ def other_names(count: str, filters: str = "", embedding: str = "") -> dict[str,
 
 
 def remade(model: Model, update: Mapping[str, Any] | None) -> Model:
-    """Make another of a model's class, with some arguments changed and all of them checked."""
-    arguments = {name: getattr(model, name) for name in type(model).model_fields}
-    return type(model)(**{**arguments, **(update or {})})
+    """Make another of a model's class, with some arguments changed and all of them checked.
+
+    The constructor of a subclass of the user's, which may take other arguments, is not called.
+
+    Raises:
+        ConfigurationError: An argument is unknown or wrong.
+    """
+    cls = type(model)
+    refuse_unknown(cls.__name__, update or {}, cls.model_fields)
+    arguments = {name: getattr(model, name) for name in cls.model_fields}
+    made = cls.__new__(cls)
+    try:
+        BaseModel.__init__(made, **{**arguments, **(update or {})})
+    except ValidationError as error:
+        raise ConfigurationError(described(cls, error)) from None
+    return made
 
 
 def given_ranker(ranker: Any, *, stacklevel: int = 2) -> Any:

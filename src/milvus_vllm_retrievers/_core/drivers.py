@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import Awaitable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -150,7 +151,7 @@ class AsyncDriver:
         try:
             with milvus.quiet():
                 # The time limit is for the connecting too.
-                return await asyncio.wait_for(call(), timeout.get("timeout"))
+                return await _ended(call(), timeout.get("timeout"))
         except MilvusVLLMError:
             raise
         except (Exception, asyncio.CancelledError) as error:
@@ -185,10 +186,8 @@ class AsyncDriver:
 
 async def _in_time(encoding: Awaitable[T], deadline: Deadline) -> T:
     """Wait for what is the caller's own, whose errors are passed on as they are."""
-    if deadline.at is None:
-        return await encoding
     try:
-        return await asyncio.wait_for(encoding, deadline.remaining())
+        return await _ended(encoding, deadline.remaining())
     except asyncio.TimeoutError as error:
         if not deadline.passes_within(0):
             raise
@@ -196,6 +195,20 @@ async def _in_time(encoding: Awaitable[T], deadline: Deadline) -> T:
             "embedding the query took longer than the call's timeout; raise timeout",
             reason="timeout",
         ) from error
+
+
+async def _ended(awaited: Awaitable[T], seconds: float | None) -> T:
+    """Await something for so long at most.
+
+    Raises:
+        TimeoutError: It took longer.
+    """
+    if seconds is None:
+        return await awaited
+    if sys.version_info < (3, 11):
+        return await asyncio.wait_for(awaited, seconds)
+    async with asyncio.timeout(seconds):  # makes no task, as wait_for does there
+        return await awaited
 
 
 def _timeout(step: CallMilvus) -> dict[str, float]:

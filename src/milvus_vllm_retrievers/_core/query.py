@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import math
+import numbers
 import operator
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from milvus_vllm_retrievers._core.expressions import all_of, checked_expr, template_names
 from milvus_vllm_retrievers.errors import ConfigurationError, excerpt
@@ -25,6 +26,7 @@ MAX_LIMIT = 16_384
 # one could stand for every partition.
 _PARTITION_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_$-]*")
 
+T = TypeVar("T")
 OnMissing = Literal["raise", "keep"]
 DenseVector = Sequence[float]
 SparseVector = Mapping[int, float]
@@ -83,6 +85,18 @@ class Encoder:
     limit: int | None = None
 
 
+async def in_thread(function: Callable[..., T], *args: Any) -> T:
+    """Call a function that blocks in a thread, with the caller's context variables."""
+
+    def call() -> T:
+        try:
+            return function(*args)
+        except StopIteration as error:  # no future can hold it: whoever awaits would wait for ever
+            raise RuntimeError(f"{error!r} from {function!r}") from error
+
+    return await asyncio.to_thread(call)
+
+
 def sparse_encoder(source: Any) -> Encoder:
     """Wrap what users have for sparse query vectors.
 
@@ -106,14 +120,25 @@ def sparse_encoder(source: Any) -> Encoder:
     amany = getattr(source, "async_encode_queries", None)
 
     def encode(query: Query) -> SparseVector:
-        return next(iter(many([query.text]))) if many is not None else one(query.text)
+        if many is None:
+            return one(query.text)  # type: ignore[no-any-return]
+        return only(many([query.text]))
+
+    def only(vectors: Any) -> SparseVector:
+        made = list(vectors)
+        if len(made) != 1:
+            raise ConfigurationError(
+                f"the sparse encoder made {len(made)} vectors for one query: encode_queries must "
+                "return one for each text"
+            )
+        return made[0]  # type: ignore[no-any-return]
 
     async def aencode(query: Query) -> SparseVector:
         if amany is not None:
-            return next(iter(await amany([query.text])))
+            return only(await amany([query.text]))
         if aone is not None:
             return await aone(query.text)  # type: ignore[no-any-return]
-        return await asyncio.to_thread(encode, query)
+        return await in_thread(encode, query)
 
     return Encoder(encode, aencode)
 
@@ -391,6 +416,6 @@ def _check_partitions(names: Sequence[str] | None) -> None:
 
 
 def _is_finite(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         return False
     return math.isfinite(value)

@@ -35,6 +35,7 @@ from milvus_vllm_retrievers._core.idle import (
     later_in_thread,
 )
 from milvus_vllm_retrievers._core.per_loop import PerLoop
+from milvus_vllm_retrievers._core.query import in_thread
 from milvus_vllm_retrievers.errors import (
     ConfigurationError,
     RerankConnectionError,
@@ -62,6 +63,8 @@ _OK = 200
 _REDIRECTS = range(300, 400)
 _REDIRECTS_THAT_KEEP_THE_BODY = (307, 308)
 _MOST_REDIRECTS = 3
+# What every httpx client sends: no secrets.
+_HEADERS_OF_HTTPX = frozenset({"accept", "accept-encoding", "connection", "user-agent"})
 
 
 _NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "record layer failure")
@@ -602,7 +605,12 @@ class RerankClient:
         }
 
     def _secrets(self, key: str, client: httpx.Client | httpx.AsyncClient) -> list[str]:
-        of_client = secrets_of(client.headers.get("authorization", ""))
+        of_client = [
+            secret
+            for name, value in client.headers.items()
+            if name not in _HEADERS_OF_HTTPX
+            for secret in secrets_of(value)
+        ]
         return [*self._ranker.secrets, *of_client, *([key] if key else [])]
 
     def _asked_key(self) -> str:
@@ -629,7 +637,7 @@ class RerankClient:
         if isinstance(ask, str):
             return ask
         try:
-            given = ask() if inspect.iscoroutinefunction(ask) else await asyncio.to_thread(ask)
+            given = ask() if inspect.iscoroutinefunction(ask) else await in_thread(ask)
             if inspect.isawaitable(given):
                 given = await given
         except Exception as error:  # noqa: BLE001 - the user's own code

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -13,7 +12,7 @@ from typing_extensions import TypedDict
 from milvus_vllm_retrievers._core.arguments import RetrieverArguments, RowRerankArguments
 from milvus_vllm_retrievers._core.query import OnMissing
 from milvus_vllm_retrievers.errors import ConfigurationError
-from milvus_vllm_retrievers.ranker import VLLMRanker
+from milvus_vllm_retrievers.ranker import IsNumber, VLLMRanker
 
 
 class MilvusVLLMRetrieverArguments(RetrieverArguments, total=False):
@@ -51,19 +50,6 @@ def _not_a_url(value: Any) -> Any:
     return value
 
 
-def _not_a_bool(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ConfigurationError("must be a number, not a bool")
-    return value
-
-
-def _whole(value: Any) -> Any:
-    try:
-        return operator.index(_not_a_bool(value))  # numpy's whole numbers are numbers too
-    except TypeError:
-        return value  # pydantic says what it should be
-
-
 Ranker = Annotated[VLLMRanker, BeforeValidator(_not_a_url)]
-WholeNumber = Annotated[int, BeforeValidator(_whole)]
-Number = Annotated[float, BeforeValidator(_not_a_bool)]
+WholeNumber = Annotated[int, IsNumber]
+Number = Annotated[float, IsNumber]

@@ -342,6 +342,23 @@ class MilvusVLLMRetriever(Settable, BaseRetriever):
         confined._options, confined._closes = options, False
         return confined
 
+    def model_dump(self, **options: Any) -> dict[str, Any]:
+        """Write the arguments out; what is confined is not written, since it would be read open."""
+        self._refuse_if_confined()
+        return super().model_dump(**options)
+
+    def model_dump_json(self, **options: Any) -> str:
+        """Write the arguments out as JSON; see `model_dump`."""
+        self._refuse_if_confined()
+        return super().model_dump_json(**options)
+
+    def _refuse_if_confined(self) -> None:
+        if self.scope.scope is not None:
+            raise ConfigurationError(
+                "a retriever made by within() is not written out: what it is confined to would be "
+                "lost. Write the one it was made of, and call within() again"
+            )
+
     def refresh(self) -> None:
         """Look at the collection again now, after its schema or its alias was changed."""
         self._adapter.refresh(self.timeout)

@@ -312,6 +312,7 @@ class MilvusVLLMRetriever(Closing, BaseRetriever):
         )
         narrowed = object.__new__(type(self))
         vars(narrowed).update(vars(self), _options=options, _filters=None)
+        narrowed.object_map = dict(self.object_map)
         return narrowed
 
     def refresh(self) -> None:
@@ -340,9 +341,10 @@ class MilvusVLLMRetriever(Closing, BaseRetriever):
 
     def __setattr__(self, name: str, value: Any) -> None:
         own = name.startswith("_") or name in vars(self) or hasattr(type(self), name)
+        of_subclass = type(self) is not MilvusVLLMRetriever and name not in {*_KNOWN, *_MEANT}
         # LlamaIndex sets its own while the retriever is made.
-        if not own and "_adapter" in vars(self):
-            refuse_setting(type(self).__name__, name, _KNOWN, _SETTABLE)
+        if not own and not of_subclass and "_adapter" in vars(self):
+            refuse_setting(type(self).__name__, name, _KNOWN, _SETTABLE, _MEANT)
         super().__setattr__(name, value)
 
     def _use(self, options: SearchOptions, changed: Mapping[str, Any]) -> None:
