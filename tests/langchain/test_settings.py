@@ -8,6 +8,7 @@ import socket
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+import httpx
 import pytest
 from langchain_core.documents import Document
 from langchain_core.runnables import ConfigurableField
@@ -354,3 +355,38 @@ async def test_a_refreshed_retriever_sees_at_once_what_its_alias_stands_for_now(
     assert [d.page_content for d in (*old, *new, *old_again)] == [
         *("the old text", "the new text", "the old text")
     ]
+
+
+# Classes built on these
+
+
+class OfOneTenant(MilvusVLLMRetriever):
+    """A retriever whose constructor takes something else."""
+
+    def __init__(self, tenant: str) -> None:
+        super().__init__("docs", VLLMRanker("http://vllm"), filters={"tenant": tenant})
+
+
+def test_a_class_with_a_constructor_of_its_own_can_be_set_and_copied() -> None:
+    retriever = OfOneTenant("a")
+
+    retriever.k = 7
+    copied = retriever.model_copy(update={"fetch_k": 70})
+
+    assert (retriever.k, copied.k, copied.fetch_k) == (7, 7, 70)
+    assert copied.filters == {"tenant": "a"}
+    with pytest.raises(ConfigurationError, match="k must be between"):
+        retriever.model_copy(update={"k": 0})
+
+
+def test_another_http_client_is_another_ranker(retriever: MilvusVLLMRetriever) -> None:
+    """A copy with a CA or a proxy of its own must not go on with the old client."""
+    own = httpx.Client()
+
+    copied = retriever.model_copy(
+        update={"ranker": VLLMRanker("http://vllm", mode="client", http_client=own)}
+    )
+
+    assert copied._adapter is not retriever._adapter
+    assert copied._adapter._client._ranker.http_client is own
+    own.close()

@@ -265,9 +265,23 @@ async def test_closing_it_closes_nothing(
     assert len(closed) == 2
 
 
-def test_its_scope_is_in_no_dump_and_no_repr(retriever: MilvusVLLMRetriever) -> None:
+def test_its_scope_is_in_no_repr_and_it_is_not_written_out(
+    retriever: MilvusVLLMRetriever,
+) -> None:
     confined = retriever.within(filters={"number": 4321})
 
-    for shown in (repr(confined), str(confined), str(confined.model_dump())):
+    for shown in (repr(confined), str(confined)):
         assert "4321" not in shown
         assert "scope" not in shown
+    for write in (confined.model_dump, confined.model_dump_json):
+        with pytest.raises(ConfigurationError, match="call within\\(\\) again"):
+            write()
+
+
+def test_an_open_retrievers_scope_is_not_taken_over(retriever: MilvusVLLMRetriever) -> None:
+    confined = retriever.within(filters={"number": 3})
+
+    with pytest.raises(ConfigurationError, match="use within"):
+        confined.model_copy(update={"scope": retriever.scope})
+    with pytest.raises(ConfigurationError, match="unknown argument 'scope'"):
+        confined.invoke("q", scope=retriever.scope)

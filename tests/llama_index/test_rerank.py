@@ -653,3 +653,16 @@ def test_what_milvus_cannot_do_is_refused(arguments: dict[str, Any], message: st
         MilvusVLLMRerank(NAME, **arguments)
 
     assert message in str(caught.value)
+
+
+def test_a_copy_of_a_reranker_is_made_of_its_arguments_and_checked() -> None:
+    first, second = VLLMRanker("http://one"), VLLMRanker("http://two")
+    reranker = VLLMRerank(first, timeout=50)
+
+    copied = reranker.model_copy(update={"ranker": second, "timeout": 3})
+    copied.timeout = 1
+
+    assert copied._adapter._ranker is second
+    assert (reranker.timeout, copied.timeout) == (50, 1)
+    with pytest.raises(ConfigurationError, match="top_n"):
+        reranker.model_copy(update={"top_n": -2})

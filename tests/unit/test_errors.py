@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import traceback
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, SecretStr, model_validator
 
 import milvus_vllm_retrievers
-from milvus_vllm_retrievers import errors
+from milvus_vllm_retrievers import RerankStatusError, errors
 from milvus_vllm_retrievers.errors import (
     ConfigurationError,
     MilvusVLLMError,
@@ -115,3 +116,11 @@ def test_a_wrong_value_is_not_quoted_anywhere_in_the_traceback() -> None:
         Settings("a", token=[SECRET], limit=SECRET, extra=SECRET)
 
     assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+def test_an_error_crosses_processes_with_all_it_says() -> None:
+    error = RerankStatusError("busy", status_code=503, body="full", retry_after=2.0)
+
+    read = pickle.loads(pickle.dumps(error))
+
+    assert (str(read), read.status_code, read.body, read.retry_after) == ("busy", 503, "full", 2.0)

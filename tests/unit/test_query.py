@@ -215,3 +215,63 @@ def test_partitions_are_given_by_their_names() -> None:
     names = ["_default", "tenant_a", "2024-01", "a$b"]
 
     assert SearchOptions(partition_names=names).partition_names == tuple(names)
+
+
+def test_later_changes_of_what_was_given_change_nothing() -> None:
+    names, values, params = ["eu"], {"tenants": ["a"]}, {"params": {"ef": 10}}
+    options = SearchOptions(
+        expr="t in {tenants}", expr_params=values, partition_names=names, search_params=params
+    )
+
+    names.clear()
+    values["tenants"].append("b")
+    params["params"]["ef"] = 1
+
+    assert options.partition_names == ("eu",)
+    assert options.expr_params == {"tenants": ["a"]}
+    assert options.search_params == {"params": {"ef": 10}}
+
+
+def test_a_template_that_a_call_could_bind_is_no_scope() -> None:
+    with pytest.raises(ConfigurationError, match=r"template 't' .* pass the value as filters="):
+        SearchOptions().within(expr="tenant == {t}")
+
+    options = SearchOptions(expr="tenant == {t}", expr_params={"t": "a"}).within(expr="pk > 0")
+
+    assert options.scope is not None
+    assert options.scope.expr_params == {"t": "a"}
+    with pytest.raises(ConfigurationError, match="bound by the retriever already"):
+        options.narrowed(expr_params={"t": "b"})
+
+
+@pytest.mark.parametrize("instruction", ["", " ", 5])
+def test_an_instruction_is_a_text(instruction: Any) -> None:
+    with pytest.raises(ConfigurationError, match="instruction must be a non-empty text"):
+        SearchOptions().within(instruction=instruction)
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+@pytest.mark.parametrize("made", [[], [{1: 0.5}, {2: 0.5}]])
+async def test_an_encoder_that_does_not_make_one_vector_for_a_query_is_refused(
+    how: str, made: list[dict[int, float]]
+) -> None:
+    """An empty answer would otherwise keep an async caller waiting for ever."""
+
+    class Sparse:
+        def encode_queries(self, texts: list[str]) -> list[dict[int, float]]:
+            return made
+
+    encoder = sparse_encoder(Sparse())
+
+    async def encode() -> Any:
+        return encoder.encode(Query("q")) if how == "sync" else await encoder.aencode(Query("q"))
+
+    with pytest.raises(ConfigurationError, match=f"made {len(made)} vectors for one query"):
+        await encode()
+
+
+async def test_an_encoder_that_raises_stop_iteration_keeps_nobody_waiting() -> None:
+    encoder = sparse_encoder(lambda text: next(iter(())))
+
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        await encoder.aencode(Query("q"))
