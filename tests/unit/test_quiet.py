@@ -12,7 +12,7 @@ from pymilvus import AsyncMilvusClient, MilvusClient, MilvusException
 
 from milvus_vllm_retrievers import RerankStatusError, SearchError, VLLMRanker
 from milvus_vllm_retrievers._core.milvus import ConnectionSettings, MilvusConnection
-from milvus_vllm_retrievers._core.quiet import quiet
+from milvus_vllm_retrievers._core.quiet import Quiet
 from tests.corpus import create_collection
 from tests.fakes import FakeVLLM, Reply
 from tests.faults.callers import FRONT_ENDS, HOWS, TEXTS, FrontEnd, How, got
@@ -70,7 +70,7 @@ async def failed(call: Call) -> None:
 async def test_pymilvus_says_nothing_of_a_call_that_is_kept_quiet(
     fail: Call, screen: Screen
 ) -> None:
-    with quiet(str):
+    with Quiet(str):
         await failed(fail)
     assert screen.lines == []
 
@@ -94,7 +94,7 @@ async def test_other_threads_and_tasks_are_logged_at_the_same_time(
     started, may_go = asyncio.Event(), asyncio.Event()
 
     async def in_quiet() -> None:
-        with quiet(str):
+        with Quiet(str):
             started.set()
             await may_go.wait()
             with pytest.raises(MilvusException):
@@ -122,7 +122,7 @@ async def test_what_is_kept_quiet_is_a_short_line_without_secrets_at_debug(
 ) -> None:
     caplog.set_level(logging.DEBUG, "milvus_vllm_retrievers")
 
-    with quiet(lambda text: text.replace("nowhere", "***")):
+    with Quiet(lambda text: text.replace("nowhere", "***")):
         await failed(fail)
 
     (line,) = [r.getMessage() for r in caplog.records if r.name == "milvus_vllm_retrievers"]

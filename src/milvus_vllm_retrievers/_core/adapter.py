@@ -48,6 +48,8 @@ from milvus_vllm_retrievers.ranker import VLLMRanker
 # after which a query looks at it again.
 LOOK_AGAIN_AFTER = 30.0
 _LONGEST_ASKED_FOR_MODELS = 2.0
+_MOST_INSTRUCTIONS = 100
+_UNRANKED = Route(None, "no ranker was given")
 _SAYS_NOTHING_OF_COLLECTION = frozenset({"timeout", "disconnected"})
 
 
@@ -140,7 +142,9 @@ class MilvusVLLMAdapter:
         self._looked_at = 0.0
         self._served: Sequence[str] | None = None
         self._asked_for_models = False
-        self._told: set[object] = set()
+        self._rerankings: dict[str | None, Reranking] = {}  # by the instruction
+        self._told: set[tuple[bool, Route]] = set()  # of the target that is known now
+        self._plans: set[Plan] = set()  # that were logged
 
     def retrieve(self, query: Query, options: SearchOptions) -> list[Hit]:
         """Retrieve one query's hits, best first.
@@ -284,13 +288,14 @@ class MilvusVLLMAdapter:
         try:
             target, options = yield from self._prepared(options, deadline)
             reranking = yield from self._reranking(target, options, deadline)
-            plan = self._tell(target, reranking, embedded=query.embedding is not None)
+            embedded = query.embedding is not None
+            chosen = self._tell(target, reranking, embedded=embedded)
             before = yield from candidates(target, query, options, deadline)
             after = yield from retrieve(target, reranking, query, options, deadline)
         except (SearchError, ConfigurationError) as error:
             self._forget_what_may_have_changed(error)
             raise
-        return before, after, plan
+        return before, after, target.plan(chosen, embedded=embedded)
 
     def _ranking(
         self, query: Query, items: Sequence[Item], options: SearchOptions, on_missing: OnMissing
@@ -332,6 +337,8 @@ class MilvusVLLMAdapter:
     def _read(self, description: Mapping[str, Any], deadline: Deadline) -> Flow[Target]:
         target = yield from find_target(self._settings, description, deadline)
         self._connection.hide(*target.layout.secrets)
+        self._rerankings.clear()
+        self._told.clear()
         self._target, self._looked_at = target, time.monotonic()
         return target
 
@@ -359,14 +366,21 @@ class MilvusVLLMAdapter:
     def _reranking(
         self, target: Target, options: SearchOptions, deadline: Deadline
     ) -> Flow[Reranking | None]:
-        """Decide who reranks."""
-        ranker = self._ranker
+        """Decide who reranks; what was decided for this target holds as long as it does."""
+        ranker, instruction = self._ranker, options.instruction
         if ranker is None or self._health is None:
             return None
-        if options.instruction is not None:
-            ranker = replace(ranker, instruction=options.instruction)
+        known = self._rerankings.get(instruction)
+        if known is not None:
+            return known
+        if instruction is not None:
+            ranker = replace(ranker, instruction=instruction)
         served = yield from self._served_models(target, deadline)
-        return Reranking(ranker, route(ranker, target.facts(served)), self._health)
+        made = Reranking(ranker, route(ranker, target.facts(served)), self._health)
+        if len(self._rerankings) >= _MOST_INSTRUCTIONS:
+            self._rerankings.clear()
+        self._rerankings[instruction] = made
+        return made
 
     def _served_models(self, target: Target, deadline: Deadline) -> Flow[Sequence[str] | None]:
         """Ask, once, which models the endpoint serves, where the route depends on it."""
@@ -388,23 +402,27 @@ class MilvusVLLMAdapter:
         self._asked_for_models = True  # now: of queries that come at once, each must know
         return self._served
 
-    def _tell(self, target: Target, reranking: Reranking | None, *, embedded: bool) -> Plan:
+    def _tell(self, target: Target, reranking: Reranking | None, *, embedded: bool) -> Route:
         """Log once what was chosen for the user, and what was left out."""
-        chosen = Route(None, "no ranker was given") if reranking is None else reranking.route
+        chosen = _UNRANKED if reranking is None else reranking.route
+        if (embedded, chosen) in self._told:
+            return chosen
+        self._told.add((embedded, chosen))
         plan = target.plan(chosen, embedded=embedded)
-        if plan not in self._told:
-            self._told.add(plan)
-            logger.info("%s", plan)
-            if reranking is not None and not target.server.known:
-                logger.warning(
-                    "cannot tell from its version %r whether this Milvus can rerank: mode='auto' "
-                    "reranks from this process, mode='server' trusts it to",
-                    target.server.version,
-                )
-            left_out = target.layout.out_of_reach(self._settings.encoders)
-            if self._settings.vector_field is None and left_out and not embedded:
-                logger.warning("not every vector field is searched: %s", "; ".join(left_out))
-        return plan
+        if plan in self._plans:
+            return chosen
+        self._plans.add(plan)
+        logger.info("%s", plan)
+        if reranking is not None and not target.server.known:
+            logger.warning(
+                "cannot tell from its version %r whether this Milvus can rerank: mode='auto' "
+                "reranks from this process, mode='server' trusts it to",
+                target.server.version,
+            )
+        left_out = target.layout.out_of_reach(self._settings.encoders)
+        if self._settings.vector_field is None and left_out and not embedded:
+            logger.warning("not every vector field is searched: %s", "; ".join(left_out))
+        return chosen
 
 
 def _client(ranker: VLLMRanker, *, direct: bool) -> RerankClient:

@@ -19,7 +19,7 @@ from milvus_vllm_retrievers._core.deadline import NO_DEADLINE, Deadline
 from milvus_vllm_retrievers._core.fork import forget_in_child
 from milvus_vllm_retrievers._core.milvus_errors import connecting_advice, explain_error
 from milvus_vllm_retrievers._core.per_loop import PerLoop
-from milvus_vllm_retrievers._core.quiet import quiet
+from milvus_vllm_retrievers._core.quiet import Quiet
 from milvus_vllm_retrievers.errors import (
     ConfigurationError,
     MilvusVLLMError,
@@ -240,7 +240,7 @@ class MilvusConnection:
 
     def quiet(self) -> AbstractContextManager[None]:
         """Return a context manager for calls of a client: what pymilvus logs of them is ours."""
-        return quiet(self._redacted)
+        return Quiet(self._redacted)
 
     def hide(self, *secrets: str) -> None:
         """Keep secrets that Milvus may hear of, or knows, out of every error."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from contextvars import ContextVar
 
 from milvus_vllm_retrievers.errors import excerpt
@@ -14,21 +13,27 @@ logger = logging.getLogger("milvus_vllm_retrievers")
 _redacted: ContextVar[Callable[[str], str] | None] = ContextVar("redacted", default=None)
 
 
-@contextmanager
-def quiet(redacted: Callable[[str], str]) -> Iterator[None]:
-    """Have pymilvus log what happens in the block at DEBUG, in a line of our own logger.
+class Quiet:
+    """Has pymilvus log what happens in the block at DEBUG, in a line of our own logger.
 
     pymilvus logs every failed call as an ERROR with its traceback before it raises. Calls that
-    others make meanwhile, in other threads and tasks, are logged as ever.
+    others make meanwhile, in other threads and tasks, are logged as ever. A class, since every
+    query pays for it.
 
     Args:
         redacted: Takes secrets from a text.
     """
-    token = _redacted.set(redacted)
-    try:
-        yield
-    finally:
-        _redacted.reset(token)
+
+    __slots__ = ("_redacted", "_token")
+
+    def __init__(self, redacted: Callable[[str], str]) -> None:
+        self._redacted = redacted
+
+    def __enter__(self) -> None:
+        self._token = _redacted.set(self._redacted)
+
+    def __exit__(self, *_: object) -> None:
+        _redacted.reset(self._token)
 
 
 def _pass(record: logging.LogRecord) -> bool:
