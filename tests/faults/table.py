@@ -218,7 +218,7 @@ ROWS: tuple[Row, ...] = (
     Row(
         "breaks off in the middle of an answer",
         BreaksOff(),
-        server=failure_in_milvus(RerankConnectionError, "vLLM must be reachable from Milvus"),
+        server=failure_in_milvus(RerankConnectionError, "the connection broke"),
         client=failure_from_here(RerankConnectionError, "could not be reached or broke off"),
     ),
     Row(
@@ -349,7 +349,7 @@ ROWS: tuple[Row, ...] = (
     Row(
         "is killed in the middle of a request",
         IsKilled(),
-        server=failure_in_milvus(RerankConnectionError, "vLLM must be reachable from Milvus"),
+        server=failure_in_milvus(RerankConnectionError, "the connection broke"),
         client=failure_from_here(RerankConnectionError, "could not be reached or broke off"),
         timeout=120.0,
     ),

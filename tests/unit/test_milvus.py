@@ -57,6 +57,7 @@ def test_a_version_tells_how_the_server_reaches_vllm(
 FAILED = "call service failed, errs:["
 GO = f'{FAILED}Post "http://vllm:8000/rerank": '
 UNREACHABLE = "vLLM must be reachable from Milvus: set server_endpoint"
+SERVES_NONE = "Does that vLLM serve a rerank model?"
 NO_MODEL = "vLLM serves /v1/rerank only for embedding and one-label classification models"
 BUSY = "lower the ranker's max_concurrency"
 LONGER = "raise the ranker's timeout"
@@ -74,10 +75,6 @@ DROPPED = "a gateway may drop documents; is the endpoint vLLM's base URL"
         f"{GO}dial tcp 10.0.0.1:8000: connect: network is unreachable]",
         f"{GO}dial tcp: lookup vllm: no such host]",
         f"{GO}dial tcp: lookup vllm on 127.0.0.11:53: server misbehaving]",
-        f"{GO}EOF]",
-        f"{GO}http: server gave HTTP response to HTTPS client]",
-        f"{GO}read tcp 10.0.0.2:5000->10.0.0.1:8000: read: connection reset by peer]",
-        f"{GO}tls: failed to verify certificate: x509: unknown authority]",
         # Without the URL, as other releases may say it.
         *(
             f"call service failed: {words}"
@@ -88,9 +85,6 @@ DROPPED = "a gateway may drop documents; is the endpoint vLLM's base URL"
                 "network is unreachable",
                 "no such host",
                 "server misbehaving",
-                "unexpected EOF",
-                "server gave HTTP response to HTTPS client",
-                "connection reset by peer",
             )
         ),
         "Cohere API connection error: [Errno 111] Connection refused",
@@ -103,6 +97,41 @@ def test_a_vllm_that_milvus_cannot_reach_is_explained_as_seen_from_milvus(messag
     assert str(error).startswith(f"reranking inside Milvus failed: {message} ({UNREACHABLE}")
 
 
+NO_TLS = "it speaks no TLS: write http:// in the ranker's server_endpoint or endpoint"
+NOT_HTTP = "what listens there does not speak HTTP: is that vLLM's port? Milvus's own (19530)"
+NOT_TRUSTED = "Milvus does not trust vLLM's certificate: give Milvus its CA"
+BROKE = "the connection broke: vLLM, or a gateway before it, may have restarted; its log says why"
+
+
+@pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        ("http: server gave HTTP response to HTTPS client", NO_TLS),
+        ("[SSL: WRONG_VERSION_NUMBER] wrong version number (_ssl.c:1006)", NO_TLS),
+        (
+            "net/http: HTTP/1.x transport connection broken: malformed HTTP response "
+            r'"\x00\x00\x06\x04"',
+            NOT_HTTP,
+        ),
+        ("tls: failed to verify certificate: x509: unknown authority", NOT_TRUSTED),
+        ("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed certificate", NOT_TRUSTED),
+        ("EOF", BROKE),
+        ("unexpected EOF", BROKE),
+        ("read tcp 10.0.0.2:5000->10.0.0.1:8000: read: connection reset by peer", BROKE),
+        ("Remote end closed connection without response", BROKE),
+    ],
+)
+@pytest.mark.parametrize("begin", [GO, "call service failed: ", "Cohere API connection error: "])
+def test_a_vllm_that_milvus_reaches_but_cannot_talk_to_is_not_called_unreachable(
+    begin: str, words: str, advice: str
+) -> None:
+    error = explain_error(Exception(begin + words), "search")
+
+    assert type(error) is RerankConnectionError
+    assert str(error).startswith(f"reranking inside Milvus failed: {begin}{words} ({advice}")
+    assert UNREACHABLE not in str(error)
+
+
 @pytest.mark.parametrize(
     ("message", "kind", "advice"),
     [
@@ -110,7 +139,7 @@ def test_a_vllm_that_milvus_cannot_reach_is_explained_as_seen_from_milvus(messag
         ("call service failed: context deadline exceeded", RerankTimeoutError, LONGER),
         ("Cohere API request timed out", RerankTimeoutError, LONGER),
         (f"{FAILED}400 Bad Request, no]", RerankStatusError, "keep truncate_prompt_tokens=-1"),
-        (f"{FAILED}404 Not Found, Not Found]", RerankStatusError, NO_MODEL),
+        (f"{FAILED}404 Not Found, Not Found]", RerankStatusError, f"{SERVES_NONE} {NO_MODEL}"),
         ('Cohere API error 404: {"detail": "Not Found"}', RerankStatusError, NO_MODEL),
         ("Cohere API error 404: The model `x` does not exist.", RerankStatusError, "/v1/models"),
         (f"{FAILED}429 Too Many Requests, no]", RerankStatusError, BUSY),
@@ -210,6 +239,42 @@ def test_a_time_limit_that_milvus_met_within_itself_is_the_rankers() -> None:
     assert LONGER in str(error)
 
 
+@pytest.mark.parametrize("key", ["nope", "sk-not-a-name", "sk-not a.apikey name"])
+def test_a_key_in_place_of_its_name_in_milvus_yaml_is_not_repeated(key: str) -> None:
+    said = f"{key} is not a apikey crediential, can not find key: {key}.apikey"
+    connection = MilvusConnection(ConnectionSettings())
+
+    error = connection.failure(Exception(said), "search of collection 'docs'", None)
+
+    assert type(error) is SearchError
+    assert "the NAME of a key under 'credential' in milvus.yaml, never the key" in str(error)
+    assert key not in str(error)
+    assert error.__cause__ is None, "the cause shows it in every traceback"
+
+
+def test_a_call_that_ran_out_of_time_while_milvus_was_to_rerank_points_to_vllm_too() -> None:
+    failed = explain_error(Exception("DEADLINE_EXCEEDED: Deadline Exceeded"), "search")
+
+    error = with_advice(failed, VLLMRanker("http://vllm:8000", server_endpoint="http://in:80"))
+
+    assert isinstance(error, SearchError)
+    assert error.reason == "timeout"
+    assert "raise timeout" in str(error)
+    assert "Milvus was to rerank in that time: see whether vLLM answers at http://in:80" in str(
+        error
+    )
+
+
+@pytest.mark.parametrize("status", [404, 500, 502])
+def test_what_ends_in_a_question_mark_gets_no_full_stop(status: int) -> None:
+    failed = explain_error(Exception(f"{FAILED}{status} No, no]"), "search")
+
+    error = str(with_advice(failed, VLLMRanker("http://vllm:8000")))
+
+    assert "?" in error
+    assert "?." not in error
+
+
 def test_a_failed_search_has_nothing_to_do_with_the_ranker() -> None:
     failed = SearchError("disk full")
 
@@ -240,7 +305,6 @@ def test_a_status_that_milvus_passes_on_can_be_read() -> None:
         ("rerank provider: [vllm] is disabled", "enable provider vllm in milvus.yaml"),
         ("unsupported reranker model", "use mode='client'"),
         ("function input field cannot be nullable", "use mode='client', or name another with text"),
-        ("nope is not a apikey crediential, can not find key: nope.apikey", "in milvus.yaml"),
         ("RESOURCE_EXHAUSTED: Received message larger than max (9 vs. 4)", "smaller fetch_k"),
         ("Fail connecting to server on localhost:8000", "vLLM's URL is the ranker's endpoint"),
         ("endpoint is not a valid http/https link", "set the ranker's server_endpoint"),
@@ -473,7 +537,10 @@ def test_a_failed_connection_names_the_server_without_the_password(
         ("(code=1, message=Open local milvus failed)", "another process"),
         ("(code=1, message=Open local milvus failed, dir: ./no not exists)", "that exists"),
         ("milvus-lite is required", "pip install 'milvus-vllm-retrievers"),
-        ("localhost:19530 is illegal, needs start with [unix, http, https, tcp]", "ending in .db"),
+        (
+            "localhost:19530 is illegal, needs start with [unix, http, https, tcp]",
+            "write 'http://localhost:19530'; for Milvus Lite a path ending in .db",
+        ),
     ],
 )
 def test_a_milvus_lite_file_that_cannot_be_opened_comes_with_what_to_do(

@@ -145,7 +145,7 @@ def test_an_answer_of_another_shape_is_shown_and_the_base_url_asked_for(text: st
         ([(0, 0.5), (1, 0.5), (1, 0.1)], "3 results for 3 documents (1 of them"),
         ([(0, 0.5), (1, 0.5), (3, 0.1)], "3 results for 3 documents (1 of them"),
         ([(0, 0.5), (1, 0.5), (-1, 0.1)], "3 results for 3 documents (1 of them"),
-        ([(0, 0.5), (1, 0.5), (2, 0.1), (2, 0.1)], "4 results for 3 documents (0 of them"),
+        ([(0, 0.5), (1, 0.5), (2, 0.1), (2, 0.1)], "4 results for 3 documents: a gateway"),
         ([], "0 results for 3 documents (3 of them"),
     ],
 )
@@ -156,6 +156,26 @@ def test_every_document_needs_one_score_of_its_own(
         read_scores(answer(*results), REQUEST)
 
     assert count in str(caught.value)
+
+
+def test_one_result_and_one_document_are_not_called_several() -> None:
+    one = build_request(VLLMRanker(HOST), "q", ["a"])
+    with pytest.raises(RerankResponseError, match=r"0 results for 1 document \(1 of"):
+        read_scores(answer(), one)
+    with pytest.raises(RerankResponseError, match="1 result for 3 documents"):
+        read_scores(answer((0, 0.5)), REQUEST)
+
+
+def test_an_error_without_a_text_goes_on_with_what_to_do() -> None:
+    error = str(status_error(said(307, "", location="http://other/v1/rerank"), REQUEST))
+
+    assert error.startswith(f"{HOST}/v1/rerank answered 307. It redirects to")
+
+
+def test_a_model_that_is_not_served_is_to_be_looked_up_at_its_url() -> None:
+    unknown = said(404, '{"error": {"message": "The model `x` does not exist."}}')
+
+    assert f"{HOST}/v1/models lists what vLLM serves" in str(status_error(unknown, REQUEST))
 
 
 @pytest.mark.parametrize("score", [float("nan"), float("inf"), float("-inf")])
@@ -174,7 +194,6 @@ def test_a_score_that_is_not_a_finite_number_is_an_error(score: float) -> None:
         ('{"error": {"code": 7}}', '{"error": {"code": 7}}'),
         ('["no"]', '["no"]'),
         ("<h1>Bad Gateway</h1>", "<h1>Bad Gateway</h1>"),
-        ("", ""),
     ],
 )
 def test_the_message_of_every_kind_of_error_answer_is_found(text: str, shown: str) -> None:

@@ -17,7 +17,11 @@ from pydantic import SecretStr
 
 from milvus_vllm_retrievers._core.deadline import NO_DEADLINE, Deadline
 from milvus_vllm_retrievers._core.fork import forget_in_child
-from milvus_vllm_retrievers._core.milvus_errors import connecting_advice, explain_error
+from milvus_vllm_retrievers._core.milvus_errors import (
+    connecting_advice,
+    explain_error,
+    given_as_key_names,
+)
 from milvus_vllm_retrievers._core.per_loop import PerLoop
 from milvus_vllm_retrievers._core.quiet import Quiet
 from milvus_vllm_retrievers.errors import (
@@ -232,7 +236,7 @@ class MilvusConnection:
 
     def _redacted(self, text: str) -> str:
         """Take from a text what logs in, be it ours or the borrowed client's."""
-        secrets = [*self._settings.secrets, *self._hidden]
+        secrets = [*self._settings.secrets, *self._hidden, *given_as_key_names(text)]
         for borrowed in (self._borrowed, self._borrowed_async):
             if hasattr(borrowed, "_config"):
                 secrets += _secrets_in(_arguments_of(borrowed))

@@ -6,7 +6,14 @@ import asyncio
 import re
 from collections.abc import Callable
 
-from milvus_vllm_retrievers._core.advice import CHECK_ENDPOINT, LATE, status_advice
+from milvus_vllm_retrievers._core.advice import (
+    CHECK_ENDPOINT,
+    LATE,
+    NOT_HTTP,
+    NOT_SERVED,
+    sentences,
+    status_advice,
+)
 from milvus_vllm_retrievers.errors import (
     MilvusVLLMError,
     RerankConnectionError,
@@ -33,10 +40,30 @@ _TOO_LONG = re.compile("maximum context length|max_model_len")
 _STATUS = re.compile(r"(?:api error |status(?: code)?:? |code:? |errs:\[)(\d{3})\b")
 _TIMED_OUT = re.compile(r"(?<!connection )timed out|deadline exceeded|client\.timeout")
 # Go and Python (Milvus Lite) in their own words. Go begins with `Post "<url>": `.
-_UNREACHABLE = re.compile(
-    r'post "|dial tcp|connection (refused|reset|error|timed out)|no such host|server misbehaving|'
-    r"i/o timeout|no route to host|network is unreachable|response to https client|\beof\b"
+_UNREACHED = (
+    (
+        "response to https client|wrong_version_number|record layer failure",
+        "it speaks no TLS: write http:// in the ranker's server_endpoint or endpoint",
+    ),
+    ("malformed http response", NOT_HTTP),
+    (
+        "x509|certificate_verify_failed",
+        "Milvus does not trust vLLM's certificate: give Milvus its CA, an http:// server_endpoint, "
+        "or mode='client'",
+    ),
+    (
+        r"\beof\b|connection reset|remote end closed",
+        "the connection broke: vLLM, or a gateway before it, may have restarted; its log says why",
+    ),
+    (
+        'post "|dial tcp|connection (refused|error|timed out)|no such host|server misbehaving|'
+        "i/o timeout|no route to host|network is unreachable",
+        "vLLM must be reachable from Milvus: set server_endpoint, or mode='client'; "
+        "for Milvus, localhost is the machine or container it runs in",
+    ),
 )
+_UNKNOWN_KEY = "is not a apikey"
+_KEY_NAME = re.compile(r"can not find key: (.+)\.apikey", re.DOTALL)
 _NOT_MILVUS = (
     "is Milvus running there? It listens on port 19530 unless told otherwise; vLLM's URL is the "
     "ranker's endpoint, not the uri"
@@ -54,11 +81,6 @@ _HINTS = (
         "cannot be nullable",
         "this Milvus reranks no nullable field: use mode='client', or name another with "
         "text_field=",
-    ),
-    (
-        "is not a apikey",
-        "the ranker's credential is the name of a key under 'credential' in milvus.yaml: add it "
-        "there and restart Milvus, or use mode='client' with api_key=",
     ),
     ("fail connecting to server", _NOT_MILVUS),
     ("larger than max", _TOO_LARGE),
@@ -124,11 +146,22 @@ def explain_error(
     message, lowered = excerpt(full), full.lower()
     if any(sign in lowered for sign in (*_RERANK_FAILED, *_BAD_ANSWER)):
         return _rerank_error(message, lowered)
+    if _UNKNOWN_KEY in lowered:  # the text is left out: it repeats what may be the key itself
+        return SearchError(
+            f"{what} failed: Milvus knows no key of the name that the ranker's credential gives: "
+            "it is the NAME of a key under 'credential' in milvus.yaml, never the key itself (add "
+            "it there and restart Milvus, or use mode='client' with api_key=)"
+        )
     hint = next((advice for sign, advice in _HINTS if sign in lowered), None)
     return SearchError(
         f"{what} failed: {message}" + (f" ({hint})" if hint else ""),
         reason=next((reason for sign, reason in _REASONS if sign in lowered), None),
     )
+
+
+def given_as_key_names(text: str) -> list[str]:
+    """Return what Milvus says it knows no key by: a key may stand where its name belongs."""
+    return _KEY_NAME.findall(text)
 
 
 def connecting_advice(uri: str, said: str) -> str:
@@ -142,6 +175,8 @@ def connecting_advice(uri: str, said: str) -> str:
         return _NOT_MILVUS
     if "Open local milvus failed)" in said:  # it says no more; a missing folder it does name
         return "probably another process, such as a notebook, has the file open: close it there"
+    if "needs start with" in said:
+        return "write 'http://localhost:19530'; for Milvus Lite a path ending in .db"
     return (
         "for Milvus Lite, give a path ending in .db in a folder that exists, and install the extra "
         "'lite': pip install 'milvus-vllm-retrievers[lite]'"
@@ -160,20 +195,15 @@ def _rerank_error(message: str, lowered: str) -> RerankError:
     text = f"reranking inside Milvus failed: {message}"
     if status := _STATUS.search(lowered):
         code = int(status.group(1))
-        advice = _about_length(lowered) or status_advice(code, lowered, about_key="")
-        return RerankStatusError(
-            f"{text}. {advice}" if advice else text, status_code=code, body=message
-        )
+        serves = "" if _LITE_FAILED in lowered else NOT_SERVED  # Milvus itself sends no model name
+        advice = _about_length(lowered) or status_advice(code, lowered, not_served=serves)
+        return RerankStatusError(sentences(text, advice), status_code=code, body=message)
     if any(sign in lowered for sign in _BAD_ANSWER):
         return RerankResponseError(f"{text} (a gateway may drop documents; {CHECK_ENDPOINT})")
     if _TIMED_OUT.search(lowered):
         return RerankTimeoutError(f"{text} ({LATE})")
-    if _UNREACHABLE.search(lowered):
-        return RerankConnectionError(
-            f"{text} (vLLM must be reachable from Milvus: set server_endpoint, or mode='client'; "
-            "for Milvus, localhost is the machine or container it runs in)"
-        )
-    return RerankError(text)
+    advice = next((advice for sign, advice in _UNREACHED if re.search(sign, lowered)), None)
+    return RerankConnectionError(f"{text} ({advice})") if advice else RerankError(text)
 
 
 def _about_length(lowered: str) -> str:
@@ -193,21 +223,26 @@ def with_advice(error: MilvusVLLMError, ranker: VLLMRanker) -> MilvusVLLMError:
         ranker: The ranker that Milvus was given.
 
     Returns:
-        An error of the same class, with the same cause; a failure of another kind as it is.
+        An error of the same class, with the same cause; as it is where the ranker has no part.
     """
     if isinstance(error, SearchError) and error.reason == "rerank_timeout":
         late = RerankTimeoutError(f"reranking inside Milvus took too long: {error} ({LATE})")
         late.__cause__ = error
         return with_advice(late, ranker)
-    if not isinstance(error, RerankError):
-        return error
     given = "endpoint" if ranker.server_endpoint is None else "server_endpoint"
-    text = f"{error}. Milvus was given the ranker's {given}, {getattr(ranker, given)}"
-    if not isinstance(error, RerankStatusError):
+    url = getattr(ranker, given)
+    told: MilvusVLLMError
+    text = sentences(str(error), f"Milvus was given the ranker's {given}, {url}")
+    if isinstance(error, SearchError) and error.reason == "timeout":
+        doubt = f"Milvus was to rerank in that time: see whether vLLM answers at {url}"
+        told = SearchError(sentences(str(error), doubt), reason="timeout")
+    elif not isinstance(error, RerankError):
+        return error
+    elif not isinstance(error, RerankStatusError):
         told = type(error)(text)
     else:
         if error.status_code in {401, 403}:
-            text += f". {_about_key(error, ranker)}"
+            text = sentences(text, _about_key(error, ranker))
         told = RerankStatusError(text, status_code=error.status_code, body=error.body)
     told.__cause__ = error.__cause__
     return told

@@ -24,7 +24,7 @@ from urllib.request import getproxies, proxy_bypass
 import anyio
 import httpx
 
-from milvus_vllm_retrievers._core.advice import status_advice
+from milvus_vllm_retrievers._core.advice import NOT_HTTP, sentences, status_advice
 from milvus_vllm_retrievers._core.deadline import NO_DEADLINE, Deadline
 from milvus_vllm_retrievers._core.fork import forget_in_child
 from milvus_vllm_retrievers._core.hits import fits_float32
@@ -184,10 +184,12 @@ def read_scores(answer: Answer, request: RerankRequest) -> list[float]:
     scores = dict(results)
     wanted = set(range(request.documents))
     if len(results) != request.documents or set(scores) != wanted:
+        lost = len(wanted - set(scores))
         raise RerankResponseError(
-            f"{request.url} answered with {len(results)} results for {request.documents} "
-            f"documents ({len(wanted - set(scores))} of them without a score): a gateway may "
-            "drop or repeat documents"
+            f"{request.url} answered with {_count(len(results), 'result')} for "
+            f"{_count(request.documents, 'document')}"
+            + (f" ({lost} of them without a score)" if lost else "")
+            + ": a gateway may drop or repeat documents"
         )
     if not all(map(fits_float32, scores.values())):
         raise RerankResponseError(
@@ -195,6 +197,10 @@ def read_scores(answer: Answer, request: RerankRequest) -> list[float]:
             "weights or data type do not fit (try --dtype bfloat16 or float32)"
         )
     return [scores[i] for i in range(request.documents)]
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def _other_answer(answer: Answer, request: RerankRequest, wanted: str) -> RerankResponseError:
@@ -224,9 +230,10 @@ def _results(answer: Answer) -> list[tuple[int, float]] | None:
 
 def status_error(answer: Answer, request: RerankRequest) -> RerankStatusError:
     """Make the error for a status other than 200, with what to do about it."""
-    text = answer.shown(_error_text(answer)).removesuffix(".")
+    text = answer.shown(_error_text(answer)).strip().removesuffix(".")
+    answered = f"{request.url} answered {answer.status_code}" + (f": {text}" if text else "")
     return RerankStatusError(
-        f"{request.url} answered {answer.status_code}: {text}{_hint(answer, request)}",
+        sentences(answered, _hint(answer, request)),
         status_code=answer.status_code,
         body=answer.shown(answer.text),
         retry_after=_retry_after(answer.headers),
@@ -246,12 +253,14 @@ def _hint(answer: Answer, request: RerankRequest) -> str:
     if answer.status_code in _REDIRECTS:
         return _redirect_hint(answer, request)
     about_key = "Check the ranker's api_key" + ("" if answer.secrets else " (none is given)")
-    advice = status_advice(answer.status_code, answer.text, about_key)
+    advice = status_advice(
+        answer.status_code, answer.text, about_key=about_key, endpoint=request.endpoint
+    )
     path = urlsplit(request.endpoint).path
     if path and "base URL" in advice:
         base = request.endpoint.removesuffix(path)
         advice += f". Unless {path!r} is a gateway's prefix, pass endpoint={base!r}"
-    return f". {advice}" if advice else ""
+    return advice
 
 
 def _redirect_hint(answer: Answer, request: RerankRequest) -> str:
@@ -260,14 +269,14 @@ def _redirect_hint(answer: Answer, request: RerankRequest) -> str:
         target = urljoin(request.url, location)
         parts = urlsplit(target)
     except ValueError:
-        return f". It redirects to {location!r}, which is no URL"
+        return f"It redirects to {location!r}, which is no URL"
     if redirected(answer, request):
-        return f". It redirects to {target!r}, after {_MOST_REDIRECTS} redirects already"
+        return f"It redirects to {target!r}, after {_MOST_REDIRECTS} redirects already"
     base, path = without_route(target), ""
     if base + RERANK_PATH != target or without_route(base) != base:
         base, path = f"{parts.scheme}://{parts.netloc}", f", rerank_path={parts.path!r}"
     return (
-        f". It redirects to {target!r}, which is not followed: only a 307 or 308 of the same "
+        f"It redirects to {target!r}, which is not followed: only a 307 or 308 of the same "
         "origin is, since the request holds documents and perhaps a key. If that is where the "
         f"model is, pass endpoint={base!r}{path}"
     )
@@ -347,10 +356,7 @@ def _advice(error: Exception, request: RerankRequest, *, own: bool) -> str:
             "running? A host that needs no proxy belongs in NO_PROXY"
         )
     if isinstance(error, httpx.RemoteProtocolError) and "illegal" in text:
-        return (
-            "what listens there does not speak HTTP: is that vLLM's port? Milvus's own (19530) "
-            "answers so, and a port for https://"
-        )
+        return f"{NOT_HTTP}, and a port for https://"
     return "is vLLM running there?"
 
 
