@@ -59,6 +59,12 @@ _MASK = "**********"  # as pydantic writes a secret
 _SHORTEST_SECRET = 6
 
 
+_COUNTS = dict.fromkeys(
+    ("k", "top_k", "top_n", "similarity_top_k"),
+    "how many come back is the retriever's k (similarity_top_k), or the reranker's top_n",
+)
+
+
 def _endpoint(value: str) -> str:
     parts = urlsplit(value.strip())
     if parts.scheme not in {"http", "https"} or not parts.hostname:
@@ -186,7 +192,7 @@ AsyncHttpClient = Annotated[
 JsonObject = Annotated[Mapping[str, Any], AfterValidator(_json_object)]
 
 
-@configuration_errors()
+@configuration_errors(meant=_COUNTS)
 @dataclass(
     frozen=True,
     config=ConfigDict(extra="forbid", hide_input_in_errors=True, validate_default=True),

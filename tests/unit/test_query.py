@@ -17,7 +17,7 @@ QUERY = Query("three")
 
 @pytest.mark.parametrize("text", ["", " \n", None, ["a"]])
 def test_a_query_needs_a_text(text: Any) -> None:
-    with pytest.raises(ConfigurationError, match="non-empty text"):
+    with pytest.raises(ConfigurationError, match="the query must be a non-empty text"):
         Query(text)
 
 
@@ -215,3 +215,8 @@ def test_partitions_are_given_by_their_names() -> None:
     names = ["_default", "tenant_a", "2024-01", "a$b"]
 
     assert SearchOptions(partition_names=names).partition_names == tuple(names)
+
+
+def test_a_query_of_another_type_is_named() -> None:
+    with pytest.raises(ConfigurationError, match="a non-empty text, not dict"):
+        Query({"question": "whales?"})  # type: ignore[arg-type]

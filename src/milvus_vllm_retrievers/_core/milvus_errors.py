@@ -202,8 +202,10 @@ def _rerank_error(message: str, lowered: str) -> RerankError:
         return RerankResponseError(f"{text} (a gateway may drop documents; {CHECK_ENDPOINT})")
     if _TIMED_OUT.search(lowered):
         return RerankTimeoutError(f"{text} ({LATE})")
-    advice = next((advice for sign, advice in _UNREACHED if re.search(sign, lowered)), None)
-    return RerankConnectionError(f"{text} ({advice})") if advice else RerankError(text)
+    for sign, about in _UNREACHED:
+        if re.search(sign, lowered):
+            return RerankConnectionError(f"{text} ({about})")
+    return RerankError(text)
 
 
 def _about_length(lowered: str) -> str:

@@ -50,7 +50,8 @@ class Query:
 
     def __post_init__(self) -> None:
         if not isinstance(self.text, str) or not self.text.strip():
-            raise ConfigurationError("the query must be a non-empty text")
+            kind = "" if isinstance(self.text, str) else f", not {type(self.text).__name__}"
+            raise ConfigurationError(f"the query must be a non-empty text{kind}")
         # gRPC and JSON carry valid Unicode only; a lone surrogate becomes "?".
         object.__setattr__(self, "text", self.text.encode("utf-8", "replace").decode("utf-8"))
 
