@@ -141,7 +141,8 @@ def caused(failed: E, error: BaseException, redact: Callable[[str], str]) -> E:
 
 def did_you_mean(name: str, choices: list[str]) -> str:
     """Return `` (did you mean 'x'?)`` for the nearest of `choices`, or an empty string."""
-    near = difflib.get_close_matches(name, choices, n=1)
+    near = difflib.get_close_matches(name, choices)
+    near.sort(key=lambda choice: sorted(choice) != sorted(name))  # swapped letters go first
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 

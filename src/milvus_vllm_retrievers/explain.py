@@ -99,14 +99,23 @@ class Explanation:
         plan = self.plan
         path = {"milvus": "inside Milvus", "client": "by this client", None: "not at all"}
         why = f": {plan.why}" if plan and plan.why else ""
+        errors = [
+            _line(each) for each in dict.fromkeys(h.hit.rerank_error for h in self.hits) if each
+        ]
         yield excerpt(_line(self.query))
-        yield f"{self.candidates} candidates, reranked {path[self.reranked_by]}{why}"
+        if errors and self.reranked_by is None:
+            yield f"{self.candidates} candidates, NOT reranked: {errors.pop(0)}"
+        else:
+            as_planned = plan is None or plan.reranked_by == self.reranked_by
+            because = why if as_planned else ""
+            yield f"{self.candidates} candidates, reranked {path[self.reranked_by]}{because}"
+        if plan and plan.reranked_by != self.reranked_by:
+            yield f"was to be reranked {path[plan.reranked_by]}{why}"
         if plan:
-            yield f"collection {plan.collection}, text {plan.text_field} ({plan.text_field_why})"
+            text = f"text field {plan.text_field!r} ({plan.text_field_why})"
+            yield f"collection {plan.collection}, {text}"
             yield "searched: " + ", ".join(f"{name} ({how})" for name, how in plan.vector_fields)
-        for error in dict.fromkeys(each.hit.rerank_error for each in self.hits):
-            if error:
-                yield f"unranked: {_line(error)}"
+        yield from (f"unranked: {error}" for error in errors)
 
 
 def _cells(explained: ExplainedHit) -> tuple[str, ...]:

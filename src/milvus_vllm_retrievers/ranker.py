@@ -59,6 +59,12 @@ _MASK = "**********"  # as pydantic writes a secret
 _SHORTEST_SECRET = 6
 
 
+_COUNTS = dict.fromkeys(
+    ("k", "top_k", "top_n", "similarity_top_k"),
+    "how many come back is the retriever's k (similarity_top_k), or the reranker's top_n",
+)
+
+
 def _endpoint(value: str) -> str:
     parts = urlsplit(value.strip())
     if parts.scheme not in {"http", "https"} or not parts.hostname:
@@ -155,9 +161,14 @@ def _json_object(value: Mapping[str, Any]) -> Mapping[str, Any]:
     return value
 
 
+def is_bool(value: object) -> bool:
+    """Whether it is True or False, or numpy's kind of it."""
+    return type(value).__name__.startswith("bool")
+
+
 def _number(value: Any) -> Any:
     """Refuse bools, which Python takes for numbers, and take numpy's integers for Python's."""
-    if type(value).__name__.startswith("bool"):  # numpy's too
+    if is_bool(value):
         raise ValueError("must be a number, not True or False")
     return operator.index(value) if hasattr(value, "__index__") else value
 
@@ -186,7 +197,7 @@ AsyncHttpClient = Annotated[
 JsonObject = Annotated[Mapping[str, Any], AfterValidator(_json_object)]
 
 
-@configuration_errors()
+@configuration_errors(meant=_COUNTS)
 @dataclass(
     frozen=True,
     config=ConfigDict(extra="forbid", hide_input_in_errors=True, validate_default=True),

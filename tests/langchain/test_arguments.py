@@ -275,3 +275,13 @@ def test_what_filters_were_made_of_may_change_afterwards() -> None:
     assert list(retriever.filters["year"]) == [2024, 2025]
     with pytest.raises(TypeError):
         retriever.filters["tenant"] = "b"
+
+
+def test_an_embedding_that_is_none_is_refused_in_one_sentence() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        MilvusVLLMRetriever("docs", RANKER, embedding="all-MiniLM")  # type: ignore[arg-type]
+
+    assert str(caught.value) == (
+        "MilvusVLLMRetriever: embedding must be LangChain Embeddings, or a mapping of field names "
+        "to them, not str"
+    )

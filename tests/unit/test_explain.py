@@ -72,7 +72,7 @@ def test_every_view_shows_what_was_searched_what_was_reranked_by_whom_and_why(vi
 
     assert "whales" in shown
     assert "50 candidates, reranked inside Milvus: Milvus 2.6.4 knows the provider vllm" in shown
-    assert "collection docs, text body (the BM25 function's input)" in shown
+    assert "collection docs, text field 'body' (the BM25 function's input)" in shown
     assert "searched: dense (embedded here), sparse (BM25 by Milvus)" in shown
 
 
@@ -81,6 +81,26 @@ def test_every_view_says_once_why_items_are_unranked(view: Any) -> None:
     shown = view(explanation(*lost, plan=None))
 
     assert shown.count("unranked: vLLM is down") == 1
+
+
+def test_every_view_says_that_and_why_nothing_was_reranked_before_what_was_planned(
+    view: Any,
+) -> None:
+    lost = [hit(i, relevance_score=None, rerank_error="vLLM is down") for i in (1, 2)]
+    shown = " ".join(view(Explanation("whales", 50, None, tuple(lost), PLAN)).split())
+
+    assert "50 candidates, NOT reranked: vLLM is down" in shown
+    assert "was to be reranked inside Milvus: Milvus 2.6.4 knows the provider vllm" in shown
+    assert shown.count("vLLM is down") == 1
+
+
+def test_every_view_tells_the_fallback_from_the_plan(view: Any) -> None:
+    fallen_back = Explanation("whales", 50, "client", (hit(1, reranked_by="client"),), PLAN)
+    shown = " ".join(view(fallen_back).split())
+
+    assert "50 candidates, reranked by this client: " not in shown
+    assert "50 candidates, reranked by this client" in shown
+    assert "was to be reranked inside Milvus: Milvus 2.6.4 knows" in shown
 
 
 def test_every_view_shows_an_explanation_without_results(view: Any) -> None:

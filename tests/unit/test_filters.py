@@ -137,7 +137,7 @@ def test_a_name_is_looked_up_in_the_only_json_field_of_a_collection_without_dyna
 
 
 UNUSABLE = [
-    ({}, "filters is empty: pass None to search everything"),
+    ({}, "filters is empty: leave it out, or name a field"),
     (None, "must be a mapping of fields to values, not NoneType"),
     ([("color", "red")], "must be a mapping of fields to values, not list"),
     ('color == "red"', "must be a mapping of fields to values, not str"),

@@ -17,7 +17,7 @@ QUERY = Query("three")
 
 @pytest.mark.parametrize("text", ["", " \n", None, ["a"]])
 def test_a_query_needs_a_text(text: Any) -> None:
-    with pytest.raises(ConfigurationError, match="non-empty text"):
+    with pytest.raises(ConfigurationError, match="the query must be a non-empty text"):
         Query(text)
 
 
@@ -275,3 +275,8 @@ async def test_an_encoder_that_raises_stop_iteration_keeps_nobody_waiting() -> N
 
     with pytest.raises(RuntimeError, match="StopIteration"):
         await encoder.aencode(Query("q"))
+
+
+def test_a_query_of_another_type_is_named() -> None:
+    with pytest.raises(ConfigurationError, match="a non-empty text, not dict"):
+        Query({"question": "whales?"})  # type: ignore[arg-type]

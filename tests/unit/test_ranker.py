@@ -638,3 +638,17 @@ def test_only_the_endpoint_may_be_given_by_position() -> None:
 def test_milvus_lite_has_no_credentials() -> None:
     with pytest.raises(ConfigurationError, match="Milvus Lite has no credentials"):
         VLLMRanker(HOST, credential="prod").to_function("q", "text", provider="cohere")
+
+
+@pytest.mark.parametrize(
+    ("argument", "hint"),
+    [
+        ("modle", "did you mean 'model'"),
+        ("top_n", "how many come back is the retriever's k"),
+    ],
+)
+def test_an_argument_that_a_ranker_does_not_have_leads_to_the_one_that_is_meant(
+    argument: str, hint: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=hint):
+        VLLMRanker("http://vllm:8000", **{argument: "x"})

@@ -76,6 +76,22 @@ def test_a_half_precision_field_gets_vectors_of_its_type(
     assert vector.tolist() == [0.5, 1.0]
 
 
+@pytest.mark.parametrize(
+    ("made", "shown"),
+    [
+        (None, "not None"),
+        ([0.5, float("nan")], "not one with NaN or infinity"),
+        (np.array([np.inf, 1]), "not one with NaN or infinity"),
+        ([0.5, None], "not one with NaN or infinity"),
+    ],
+)
+def test_an_embedding_that_is_no_vector_of_numbers_names_the_field(made: Any, shown: str) -> None:
+    with pytest.raises(ConfigurationError, match="field 'dense' needs a query vector") as caught:
+        make_leg(DENSE, [made])
+
+    assert shown in str(caught.value)
+
+
 def test_a_sparse_vector_becomes_a_map_of_plain_numbers() -> None:
     learned = VectorField("learned", FieldType.SPARSE_FLOAT_VECTOR, None, takes_text=False)
 

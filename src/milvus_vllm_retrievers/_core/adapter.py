@@ -134,7 +134,9 @@ class MilvusVLLMAdapter:
             connection.hide(*ranker.secrets)
         self._settings = settings
         self._ranker = ranker
-        self._health = None if ranker is None else Health(ranker.cool_down, ranker.model or "")
+        self._health = None
+        if ranker is not None:
+            self._health = Health(ranker.cool_down, ranker.model or "", ranker.on_error)
         self._client = None if ranker is None else _client(ranker, direct=ranker.mode == "client")
         self._driver = SyncDriver(connection, self._client)
         self._async_driver = AsyncDriver(connection, self._client)

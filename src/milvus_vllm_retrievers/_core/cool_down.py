@@ -32,11 +32,13 @@ class CoolDown:
 
     Args:
         name: Who calls the service, for the log.
+        meanwhile: What is done while it fails, for the log.
         seconds: How long the rest is; 0 never rests.
     """
 
-    def __init__(self, name: str, seconds: float) -> None:
+    def __init__(self, name: str, seconds: float, meanwhile: str = "") -> None:
         self._name = name
+        self._meanwhile = meanwhile
         self._seconds = seconds
         self._lock = threading.Lock()
         self._failures = 0
@@ -97,9 +99,10 @@ class CoolDown:
                 self._resting_until = now + self._seconds
         if first:
             logger.warning(
-                "reranking %s failed; results are degraded as on_error says until it works "
+                "reranking %s failed; results are degraded as on_error says%s until it works "
                 "again, which is logged too: %s",
                 self._name,
+                self._meanwhile,
                 errors[0],
             )
 
@@ -123,6 +126,7 @@ class Health:
     Args:
         cool_down: Seconds for which a service that keeps failing is spared.
         model: The model's name, where the ranker has one.
+        on_error: What the ranker does where Milvus cannot rerank.
 
     Attributes:
         in_milvus: How reranking inside Milvus has been going.
@@ -130,8 +134,9 @@ class Health:
         model: The model's name, or what the first answer says it is; empty until then.
     """
 
-    def __init__(self, cool_down: float, model: str = "") -> None:
-        self.in_milvus = CoolDown("inside Milvus", cool_down)
+    def __init__(self, cool_down: float, model: str = "", on_error: str = "skip") -> None:
+        instead = " (this process reranks instead)" if on_error == "client" else ""
+        self.in_milvus = CoolDown("inside Milvus", cool_down, instead)
         self.from_here = CoolDown("from this process", cool_down)
         self.model = model
         self._warned = threading.Event()

@@ -86,7 +86,7 @@ def checked_filters(filters: Mapping[str, Any]) -> dict[str, Any]:
             f"filters must be a mapping of fields to values, not {type(filters).__name__}"
         )
     if not filters:
-        raise ConfigurationError("filters is empty: pass None to search everything")
+        raise ConfigurationError("filters is empty: leave it out, or name a field")
     return {name: _checked_field(name, asked) for name, asked in filters.items()}
 
 

@@ -240,12 +240,15 @@ class CollectionLayout:
         Raises:
             ConfigurationError: The field is missing or not VARCHAR, or there is none.
         """
+        if not self.text_fields:
+            raise ConfigurationError(
+                f"Only a VARCHAR field of the schema can be reranked, and collection {self.name!r} "
+                "has none (neither its primary key nor a dynamic field can be): add one"
+            )
         if name is not None:
             if name in self.text_fields:
                 return self._text_field(name, "named by text_field=")
             raise ConfigurationError(self._not_a_text_field(name))
-        if not self.text_fields:
-            raise ConfigurationError(self._which_text("has no VARCHAR field"))
         if len(self.text_fields) == 1:
             return self._text_field(self.text_fields[0], "the only VARCHAR field")
         evidence = {name: self._evidence(name) for name in self.text_fields}
@@ -273,7 +276,8 @@ class CollectionLayout:
             if lengths[longest] >= _CLEARLY_LONGER * lengths[second]:
                 return self._text_field(longest, f"the longest texts among {list(candidates)}")
         raise ConfigurationError(
-            self._which_text(f"could be any of {list(candidates)}, and its rows do not tell")
+            f"collection {self.name!r}: which field holds the text to rerank? It could be any of "
+            f"{list(candidates)}, and its rows do not tell; pass text_field="
         )
 
     def _evidence(self, name: str) -> list[str]:
@@ -288,12 +292,6 @@ class CollectionLayout:
     def _text_field(self, name: str, why: str) -> TextField:
         nullable = next(field.nullable for field in self.scalars if field.name == name)
         return TextField(name, why, nullable)
-
-    def _which_text(self, found: str) -> str:
-        return (
-            f"collection {self.name!r}: which field holds the text to rerank? It {found}; "
-            "pass text_field="
-        )
 
     def keys_of(self, item: Item) -> list[int | str]:
         """Return what may be an item's primary key: its id, and what its metadata says."""
@@ -344,7 +342,8 @@ class CollectionLayout:
         known = list(self.scalar_fields)
         raise ConfigurationError(
             f"collection {self.name!r} has no field {name!r}{did_you_mean(name, known)}; "
-            f"it has {known}, no dynamic fields, and not exactly one JSON field"
+            f"it has {known} and no dynamic fields"
+            + (", and more than one JSON field" if self.json_fields else "")
         )
 
     def searched_fields(
@@ -444,7 +443,8 @@ def _out_of_reach(vector: VectorField, encoders: Encoders, *, embedded: bool) ->
         return None if encoders.sparse else problem
     if not vector.is_dense:
         return f"vector field {vector.name!r} is of a type no text embedding model makes"
-    problem = f"dense field {vector.name!r} needs query vectors: pass an embedding model"
+    problem = f"dense field {vector.name!r} needs query vectors: pass an embedding model (in "
+    problem += "LangChain as embedding=, in LlamaIndex as embed_model=)"
     return None if encoders.dense else problem
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from milvus_vllm_retrievers._core.expressions import all_of, checked_expr, template_names
 from milvus_vllm_retrievers.errors import ConfigurationError, excerpt
+from milvus_vllm_retrievers.ranker import is_bool
 
 if TYPE_CHECKING:
     from milvus_vllm_retrievers._core.layout import CollectionLayout
@@ -50,7 +51,8 @@ class Query:
 
     def __post_init__(self) -> None:
         if not isinstance(self.text, str) or not self.text.strip():
-            raise ConfigurationError("the query must be a non-empty text")
+            kind = "" if isinstance(self.text, str) else f", not {type(self.text).__name__}"
+            raise ConfigurationError(f"the query must be a non-empty text{kind}")
         # gRPC and JSON carry valid Unicode only; a lone surrogate becomes "?".
         object.__setattr__(self, "text", self.text.encode("utf-8", "replace").decode("utf-8"))
 
@@ -369,7 +371,7 @@ def check_count(name: str, value: object) -> int:
         ConfigurationError: It is none; the message has the argument's name.
     """
     try:
-        if isinstance(value, bool):
+        if is_bool(value):
             raise TypeError
         count = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
@@ -416,6 +418,6 @@ def _check_partitions(names: Sequence[str] | None) -> None:
 
 
 def _is_finite(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    if is_bool(value) or not isinstance(value, numbers.Real):
         return False
     return math.isfinite(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -47,11 +48,17 @@ def make_leg(vector: VectorField, vectors: Sequence[Any]) -> Leg:
     """Check and convert query vectors for a field.
 
     Raises:
-        ConfigurationError: A dense vector has not the field's dimensions.
+        ConfigurationError: A dense vector has not the field's dimensions, or is none.
     """
     if vector.is_sparse:
         return Leg(vector, [{int(i): float(w) for i, w in dict(v).items()} for v in vectors])
     for values in vectors:
+        if not _is_finite(values):
+            made = "one with NaN or infinity" if hasattr(values, "__len__") else repr(values)
+            raise ConfigurationError(
+                f"field {vector.name!r} needs a query vector of finite numbers, not {made:.200}: "
+                "look at what the embedding model returns"
+            )
         if vector.dim is not None and len(values) != vector.dim:
             raise ConfigurationError(
                 f"the embedding model made {len(values)} dimensions, but field "
@@ -59,6 +66,13 @@ def make_leg(vector: VectorField, vectors: Sequence[Any]) -> Leg:
                 "with, or name the fields to search with vector_field="
             )
     return Leg(vector, [_dense(vector.type, values) for values in vectors])
+
+
+def _is_finite(values: Any) -> bool:
+    try:
+        return math.isfinite(sum(values))  # NaN and infinity stay in a sum
+    except TypeError:
+        return False
 
 
 def _dense(type_: int, values: Sequence[float]) -> Any:

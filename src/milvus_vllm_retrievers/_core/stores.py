@@ -40,7 +40,9 @@ def langchain_arguments(store: Any) -> dict[str, Any]:
             "timeout": store.timeout,
         }
     except AttributeError as error:
-        raise ConfigurationError(_not_a_store(store, "langchain_milvus.Milvus", error)) from error
+        raise ConfigurationError(
+            _not_a_store(store, "langchain_milvus.Milvus", "llama_index")
+        ) from error
 
 
 def llama_index_arguments(store: Any) -> dict[str, Any]:
@@ -68,7 +70,7 @@ def llama_index_arguments(store: Any) -> dict[str, Any]:
             "search_params": {store.embedding_field: {"params": config}} if config else None,
         }
     except AttributeError as error:
-        raise ConfigurationError(_not_a_store(store, "MilvusVectorStore", error)) from error
+        raise ConfigurationError(_not_a_store(store, "MilvusVectorStore", "langchain")) from error
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -95,5 +97,14 @@ def _given_search_params(store: Any, fields: list[str]) -> dict[str, Any] | None
     return {f: params for f, params in by_field if params.get("params") not in made_up} or None
 
 
-def _not_a_store(store: Any, wanted: str, error: AttributeError) -> str:
-    return f"a {wanted} is needed, not a {type(store).__name__} ({error})"
+def _not_a_store(store: Any, wanted: str, other: str) -> str:
+    """Say what is needed, and where to take a store of the other framework."""
+    is_of_other = type(store).__module__.startswith(other)
+    hint = f": that one goes to milvus_vllm_retrievers.{other}" if is_of_other else ""
+    return f"a {wanted} is needed, not {with_article(store)}{hint}"
+
+
+def with_article(value: object) -> str:
+    """Name what something is, such as ``an object``."""
+    name = type(value).__name__
+    return "None" if value is None else f"{'an' if name[0] in 'AEIOaeio' else 'a'} {name}"

@@ -50,6 +50,16 @@ def _not_a_url(value: Any) -> Any:
     return value
 
 
+def _not_embeddings(value: Any) -> Any:
+    if isinstance(value, (Embeddings, Mapping)) or value is None:
+        return value
+    raise ConfigurationError(
+        "embedding must be LangChain Embeddings, or a mapping of field names to them, not "
+        f"{type(value).__name__}"
+    )
+
+
+Embedding = Annotated[Embeddings | Mapping[str, Any] | None, BeforeValidator(_not_embeddings)]
 Ranker = Annotated[VLLMRanker, BeforeValidator(_not_a_url)]
 WholeNumber = Annotated[int, IsNumber]
 Number = Annotated[float, IsNumber]

@@ -14,7 +14,6 @@ from langchain_core.callbacks import (
     CallbackManagerForRetrieverRun,
 )
 from langchain_core.documents import Document
-from langchain_core.embeddings import Embeddings
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import get_config_list
@@ -47,6 +46,7 @@ from milvus_vllm_retrievers._core.target import TargetSettings
 from milvus_vllm_retrievers.errors import ConfigurationError, configuration_errors, refuse_unknown
 from milvus_vllm_retrievers.explain import Explanation, aexplain, explain
 from milvus_vllm_retrievers.langchain._arguments import (
+    Embedding,
     MilvusVLLMRetrieverArguments,
     Number,
     Ranker,
@@ -197,7 +197,7 @@ class MilvusVLLMRetriever(Settable, BaseRetriever):
     connection_args: Mapping[str, Any] = Field(default_factory=dict, exclude=True, repr=False)
     client: Any = Field(default=None, exclude=True, repr=False)
     async_client: Any = Field(default=None, exclude=True, repr=False)
-    embedding: Embeddings | Mapping[str, Any] | None = Field(default=None, repr=False)
+    embedding: Embedding = Field(default=None, repr=False)
     sparse_embedding: Any = Field(default=None, repr=False)
     vector_field: str | Sequence[str] | None = None
     text_field: str | None = None

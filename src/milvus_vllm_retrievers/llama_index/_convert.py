@@ -29,8 +29,18 @@ def to_query(query: QueryType | None) -> Query:
     return Query(query.query_str, query.embedding, tuple(query.embedding_strs))
 
 
-def to_bundle(query: QueryType) -> QueryBundle:
-    """Return a query in the form that LlamaIndex hands on."""
+def to_bundles(queries: Sequence[QueryType]) -> list[QueryBundle]:
+    """Return queries in the form that LlamaIndex hands on.
+
+    Raises:
+        ConfigurationError: It is one query, not several: a text would be taken letter by letter.
+    """
+    if isinstance(queries, (str, QueryBundle)):
+        raise ConfigurationError("queries must be a list of queries: [query], or use retrieve")
+    return [_to_bundle(query) for query in queries]
+
+
+def _to_bundle(query: QueryType) -> QueryBundle:
     return QueryBundle(query) if isinstance(query, str) else query
 
 

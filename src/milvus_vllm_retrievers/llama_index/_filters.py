@@ -96,7 +96,7 @@ def _check(filters: MetadataFilters) -> None:
 def _parts(filters: MetadataFilters) -> list[MetadataFilter | MetadataFilters]:
     if not filters.filters:
         raise ConfigurationError(
-            "a group of filters holds none: leave it out, or pass filters=None to search everything"
+            "a group of filters holds none: leave it out, or name a field in it"
         )
     return list(filters.filters)
 

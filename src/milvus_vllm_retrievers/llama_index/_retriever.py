@@ -32,11 +32,11 @@ from milvus_vllm_retrievers._core.arguments import (
 )
 from milvus_vllm_retrievers._core.milvus import DEFAULT_URI, ConnectionSettings, MilvusConnection
 from milvus_vllm_retrievers._core.query import SearchOptions, Where, check_count
-from milvus_vllm_retrievers._core.stores import llama_index_arguments
+from milvus_vllm_retrievers._core.stores import llama_index_arguments, with_article
 from milvus_vllm_retrievers._core.target import TargetSettings
 from milvus_vllm_retrievers.errors import ConfigurationError, refuse_setting, refuse_unknown
 from milvus_vllm_retrievers.explain import Explanation, aexplain, explain
-from milvus_vllm_retrievers.llama_index._convert import to_bundle, to_encoders, to_node, to_query
+from milvus_vllm_retrievers.llama_index._convert import to_bundles, to_encoders, to_node, to_query
 from milvus_vllm_retrievers.llama_index._filters import checked_filters, to_expr
 from milvus_vllm_retrievers.ranker import VLLMRanker
 
@@ -254,9 +254,14 @@ class MilvusVLLMRetriever(Closing, BaseRetriever):
         Raises:
             ConfigurationError: The index's store is another, or an argument is wrong.
         """
+        if not hasattr(index, "vector_store"):
+            raise ConfigurationError(
+                f"from_index needs a VectorStoreIndex, not {with_article(index)} (a store goes to "
+                "from_vector_store)"
+            )
         ranker = given_ranker(ranker)
         arguments = {"embed_model": getattr(index, "_embed_model", None), **arguments}
-        return cls.from_vector_store(getattr(index, "vector_store", None), ranker, **arguments)
+        return cls.from_vector_store(index.vector_store, ranker, **arguments)
 
     @classmethod
     def class_name(cls) -> str:
@@ -414,7 +419,7 @@ class MilvusVLLMRetriever(Closing, BaseRetriever):
         Returns:
             The nodes of each query, in the queries' order.
         """
-        bundles = [to_bundle(query) for query in queries]
+        bundles = to_bundles(queries)
         with self._retrievals(bundles, num_workers, unknown) as answers:
             asked = [to_query(bundle) for bundle in bundles]
             found = self._adapter.retrieve_many(asked, self._options, num_workers)
@@ -435,7 +440,7 @@ class MilvusVLLMRetriever(Closing, BaseRetriever):
         **unknown: Never,
     ) -> list[list[NodeWithScore]]:
         """Retrieve for several queries; the async twin of `retrieve_many`."""
-        bundles = [to_bundle(query) for query in queries]
+        bundles = to_bundles(queries)
         with self._retrievals(bundles, num_workers, unknown) as answers:
             asked = [to_query(bundle) for bundle in bundles]
             found = await self._adapter.aretrieve_many(asked, self._options, num_workers)
