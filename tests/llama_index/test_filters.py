@@ -192,7 +192,9 @@ def test_not_is_none_of_and_turns_each_filter_round():
 )
 def test_a_group_without_a_filter_is_refused_rather_than_matching_everything(filters):
     for check in (checked_filters, partial(to_expr, layout=DYNAMIC)):
-        with pytest.raises(ConfigurationError, match="holds none: leave it out, or pass filters="):
+        with pytest.raises(
+            ConfigurationError, match="holds none: leave it out, or name a field in it"
+        ):
             check(filters)
 
 

@@ -7,6 +7,7 @@ import pickle
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -930,7 +931,9 @@ def test_a_forgotten_ranker_is_warned_of_at_the_line_that_forgot_it(
     make: dict[str, Callable[..., Any]] = {
         "the constructor": lambda **ranker: MilvusVLLMRetriever(NAME, **ranker),
         "from_vector_store": lambda **ranker: MilvusVLLMRetriever.from_vector_store(5, **ranker),
-        "from_index": lambda **ranker: MilvusVLLMRetriever.from_index(5, **ranker),
+        "from_index": lambda **ranker: MilvusVLLMRetriever.from_index(
+            SimpleNamespace(vector_store=5), **ranker
+        ),
     }
 
     with pytest.warns(UserWarning, match=r"ranker=VLLMRanker\(.*ranker=None") as caught:
