@@ -22,8 +22,8 @@ in flight, and does not come by that alone.
 A single vLLM is another matter. The candidates of one or two queries keep it busy, and more in
 flight only wait in its queue: on two processors it reranks 160 texts of 600 characters a second, so
 that 16 requests of 50 candidates take it 5 s, of the 30 s after which the ranker by default gives
-up. So 16, the default, is a sensible number for both. It is held against the ideal, and 64 against the
-peer; the details have the others.
+up. So 16, the default, is a sensible number for both. It is held against the ideal, and 64
+against the peer; the details have the others.
 
 Prerequisites: as for `peers`, whose environment for LangChain is used; no real vLLM.
 """

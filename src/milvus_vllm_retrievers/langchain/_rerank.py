@@ -34,6 +34,8 @@ class _Rerank(Settable, BaseDocumentCompressor):
         extra="forbid", arbitrary_types_allowed=True, hide_input_in_errors=True
     )
 
+    _settable = frozenset({"top_n", "timeout"})
+
     top_n: Annotated[WholeNumber, Field(ge=1)] | None = None
     timeout: Annotated[Number, Field(gt=0, allow_inf_nan=False)] | None = None
 
@@ -91,8 +93,6 @@ class VLLMRerank(_Rerank):
             is unknown or out of range.
         RerankError: Reranking failed and the ranker's `on_error` is not ``"skip"`` (on a call).
     """
-
-    _fixed = frozenset({"ranker", "endpoint", "model"})
 
     ranker: Ranker | None = None
     endpoint: str | None = None
@@ -161,23 +161,6 @@ class MilvusVLLMRerank(_Rerank):
     timeout: Annotated[Number, Field(gt=0, allow_inf_nan=False)] | None = DEFAULT_TIMEOUT
     on_missing: OnMissing = "raise"
 
-    _fixed = frozenset(
-        {
-            "collection_name",
-            "ranker",
-            "uri",
-            "token",
-            "db_name",
-            "connection_args",
-            "client",
-            "async_client",
-            "text_field",
-            "partition_names",
-            "consistency_level",
-            "search_params",
-            "on_missing",
-        }
-    )
     _adapter: RowReranker = PrivateAttr()
 
     def __init__(

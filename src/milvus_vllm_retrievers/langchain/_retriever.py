@@ -185,8 +185,11 @@ class MilvusVLLMRetriever(Settable, BaseRetriever):
         extra="forbid", arbitrary_types_allowed=True, hide_input_in_errors=True
     )
     _meant = other_names("k", "filters={'field': 'value'}", "embedding")
-    _fixed = frozenset(
-        {*_OF_THE_ADAPTER, "partition_names", "consistency_level", "search_params", "scope"}
+    _settable = frozenset(
+        {
+            *("k", "fetch_k", "filters", "expr", "expr_params", "score_threshold", "timeout"),
+            *BaseRetriever.model_fields,
+        }
     )
 
     collection_name: str = Field(min_length=1)
