@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -152,8 +153,9 @@ SETTABLE = {
 @pytest.mark.parametrize("name", sorted(MilvusVLLMRetriever.model_fields.keys() - SETTABLE))
 def test_what_is_decided_when_a_retriever_is_made_says_how_to_get_another(name: str) -> None:
     retriever = MilvusVLLMRetriever("notes", None)
+    way_out = "within()" if name == "scope" else f"model_copy(update={{'{name}': ...}})"
 
-    with pytest.raises(ConfigurationError, match=rf"model_copy\(update=\{{'{name}': ...\}}\)"):
+    with pytest.raises(ConfigurationError, match=re.escape(way_out)):
         setattr(retriever, name, None)
 
 

@@ -12,7 +12,6 @@ from milvus_vllm_retrievers._core.adapter import Closing
 from milvus_vllm_retrievers._core.arguments import other_names, remade
 from milvus_vllm_retrievers.errors import ConfigurationError, refuse_unknown
 
-
 _NO_SCOPE = "the scope of a retriever cannot be changed: use within()"
 
 
