@@ -8,11 +8,14 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
+import httpx
 import stdlib_docs
 from langchain_openai import OpenAIEmbeddings
-from pymilvus import DataType, Function, FunctionType, MilvusClient
+from openai import OpenAIError
+from pymilvus import DataType, Function, FunctionType, MilvusClient, MilvusException
 from rich.progress import track
 
 if TYPE_CHECKING:
@@ -57,8 +60,39 @@ def llama_index_embeddings() -> OpenAILikeEmbedding:
     )
 
 
+@cache
 def _embedding_model() -> str:
-    return os.environ.get("VLLM_MODEL", "all-MiniLM-L6-v2")
+    """Return the model named by VLLM_MODEL, or the only one that vLLM serves."""
+    if name := os.environ.get("VLLM_MODEL"):
+        return name
+    url = f"{vllm_endpoint()}/v1/models"
+    try:
+        served = [model["id"] for model in httpx.get(url).raise_for_status().json()["data"]]
+    except (httpx.HTTPError, ValueError, KeyError) as error:
+        sys.exit(f"{url} does not say which models are served ({error}): is vLLM running there?")
+    if len(served) != 1:
+        sys.exit(
+            f"{url} lists {', '.join(served) or 'no model'}: set VLLM_MODEL to one that embeds."
+        )
+    return str(served[0])
+
+
+def _dimensions(model: OpenAIEmbeddings) -> int:
+    try:
+        return len(model.embed_query("How many dimensions?"))
+    except OpenAIError as error:
+        sys.exit(
+            f"{vllm_endpoint()}/v1/embeddings with the model {model.model!r} failed: {error}. The "
+            "examples need a vLLM that embeds and reranks, such as one that serves "
+            f"all-MiniLM-L6-v2; VLLM_MODEL names one that {vllm_endpoint()}/v1/models lists."
+        )
+
+
+def _milvus(uri: str, token: str) -> MilvusClient:
+    try:
+        return MilvusClient(uri=uri, token=token)
+    except MilvusException as error:
+        sys.exit(f"cannot connect to Milvus at MILVUS_URI={uri!r}: {error.message}")
 
 
 @dataclass(frozen=True)
@@ -89,7 +123,7 @@ def stdlib_collection(entries: list[stdlib_docs.Entry] | None = None) -> Iterato
     with tempfile.TemporaryDirectory() as folder:
         uri = os.environ.get("MILVUS_URI") or f"{folder}/examples.db"
         token = os.environ.get("MILVUS_TOKEN", "")
-        client = MilvusClient(uri=uri, token=token)
+        client = _milvus(uri, token)
         try:
             count = _fill(client, entries or stdlib_entries())
             yield Docs(COLLECTION, uri, token, count)
@@ -101,7 +135,7 @@ def stdlib_collection(entries: list[stdlib_docs.Entry] | None = None) -> Iterato
 def _fill(client: MilvusClient, entries: list[stdlib_docs.Entry]) -> int:
     model = embeddings()
     texts = [entry.text for entry in entries]
-    dimensions = len(model.embed_query("How many dimensions?"))
+    dimensions = _dimensions(model)
     client.drop_collection(COLLECTION)
 
     schema = client.create_schema()

@@ -1077,3 +1077,19 @@ async def test_an_empty_query_is_refused(
 ) -> None:
     with pytest.raises(ConfigurationError, match="non-empty text"):
         await retrieve(retriever, query)
+
+
+async def test_one_query_is_not_taken_for_several_letter_by_letter() -> None:
+    retriever = MilvusVLLMRetriever(NAME, None)
+
+    with pytest.raises(ConfigurationError, match="a list of queries"):
+        retriever.retrieve_many("abc")  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="a list of queries"):
+        await retriever.aretrieve_many("abc")  # type: ignore[arg-type]
+
+
+def test_what_is_no_index_is_refused_with_where_it_goes() -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"VectorStoreIndex, not an int .*from_vector_store"
+    ):
+        MilvusVLLMRetriever.from_index(5, None)
