@@ -95,6 +95,19 @@ def test_each_encoder_of_its_own_field_is_used() -> None:
     assert flow.send([0.0, 1.0]) == Encode(other, QUESTION, DEADLINE)
 
 
+def test_an_embedding_models_own_error_is_passed_on_and_says_whose_it_is() -> None:
+    own = KeyError("no such model")
+    flow = start(None, on=target(fields=["dense"]))
+    next(flow)
+
+    with pytest.raises(KeyError) as caught:
+        flow.throw(own)
+
+    assert caught.value is own
+    notes = getattr(own, "__notes__", None)  # Python 3.10 has none
+    assert notes is None or "embedding the query for field 'dense'" in notes[0]
+
+
 def test_a_query_that_brings_its_vector_is_not_encoded() -> None:
     flow = start(None, Query("first", embedding=[0.0, 1.0]), on=target(fields=["dense", "sparse"]))
 

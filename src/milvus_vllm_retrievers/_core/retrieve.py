@@ -9,6 +9,7 @@ from milvus_vllm_retrievers._core import hits as hits_
 from milvus_vllm_retrievers._core import milvus_calls, requests
 from milvus_vllm_retrievers._core.deadline import Deadline
 from milvus_vllm_retrievers._core.hits import Hit
+from milvus_vllm_retrievers._core.layout import VectorField
 from milvus_vllm_retrievers._core.query import MAX_LIMIT, Encoder, Query, SearchOptions
 from milvus_vllm_retrievers._core.requests import Leg
 from milvus_vllm_retrievers._core.rerank_texts import scores_from_here
@@ -245,13 +246,21 @@ def _legs(target: Target, query: Query, deadline: Deadline) -> Flow[list[Leg]]:
         else:
             kind = id(encoder), vector.is_dense
             if kind not in encoded:
-                encoded[kind] = yield from _encoded(encoder, query, deadline)
+                encoded[kind] = yield from _encoded(vector, encoder, query, deadline)
             legs.append(requests.make_leg(vector, [encoded[kind]]))
     return legs
 
 
-def _encoded(encoder: Encoder, query: Query, deadline: Deadline) -> Flow[Any]:
-    return (yield Encode(encoder, query, deadline))
+def _encoded(vector: VectorField, encoder: Encoder, query: Query, deadline: Deadline) -> Flow[Any]:
+    try:
+        return (yield Encode(encoder, query, deadline))
+    except Exception as error:
+        if hasattr(error, "add_note"):  # from Python 3.11 on
+            error.add_note(
+                f"This came from embedding the query for field {vector.name!r}: look at the model "
+                "given as embedding= (LangChain), embed_model= (LlamaIndex) or sparse_embedding="
+            )
+        raise
 
 
 class _Search(NamedTuple):
