@@ -349,7 +349,7 @@ ROWS: tuple[Row, ...] = (
     Row(
         "is killed in the middle of a request",
         IsKilled(),
-        server=failure_in_milvus(RerankConnectionError, "the connection broke"),
+        server=failure_in_milvus(RerankConnectionError, "vLLM must be reachable from Milvus"),
         client=failure_from_here(RerankConnectionError, "could not be reached or broke off"),
         timeout=120.0,
     ),
