@@ -38,7 +38,6 @@ from milvus_vllm_retrievers._core.target import (
 )
 from milvus_vllm_retrievers.errors import (
     ConfigurationError,
-    MilvusVLLMError,
     RerankError,
     SearchError,
 )
@@ -256,7 +255,7 @@ class MilvusVLLMAdapter:
             reranking = yield from self._reranking(target, options, deadline)
             self._tell(target, reranking, embedded=query.embedding is not None)
             return (yield from retrieve(target, reranking, query, options, deadline))
-        except (SearchError, ConfigurationError) as error:
+        except SearchError as error:
             self._forget_what_may_have_changed(error)
             raise
 
@@ -279,7 +278,7 @@ class MilvusVLLMAdapter:
         except Exception as error:  # noqa: BLE001 - it is the outcome of every query
             outcomes = [error] * len(queries)
         for outcome in outcomes:
-            if isinstance(outcome, (SearchError, ConfigurationError)):
+            if isinstance(outcome, SearchError):
                 self._forget_what_may_have_changed(outcome)
         return outcomes
 
@@ -294,7 +293,7 @@ class MilvusVLLMAdapter:
             chosen = self._tell(target, reranking, embedded=embedded)
             before = yield from candidates(target, query, options, deadline)
             after = yield from retrieve(target, reranking, query, options, deadline)
-        except (SearchError, ConfigurationError) as error:
+        except SearchError as error:
             self._forget_what_may_have_changed(error)
             raise
         return before, after, target.plan(chosen, embedded=embedded)
@@ -314,7 +313,7 @@ class MilvusVLLMAdapter:
             return (
                 yield from rank_rows(target, reranking, query, items, options, deadline, on_missing)
             )
-        except (SearchError, ConfigurationError) as error:
+        except SearchError as error:
             self._forget_what_may_have_changed(error)
             raise
 
@@ -360,9 +359,9 @@ class MilvusVLLMAdapter:
         self._asked_for_models, self._served = False, None
         yield from self._found(Deadline.after(timeout))
 
-    def _forget_what_may_have_changed(self, error: MilvusVLLMError) -> None:
+    def _forget_what_may_have_changed(self, error: SearchError) -> None:
         """After a failed search the collection may have been made anew: the next looks again."""
-        if isinstance(error, SearchError) and error.reason not in _SAYS_NOTHING_OF_COLLECTION:
+        if error.reason not in _SAYS_NOTHING_OF_COLLECTION:
             self._target = None
 
     def _reranking(
